@@ -1,0 +1,51 @@
+"""The noise of a unit, drawn from its seed (docs/protocol.md, section 3).
+
+Each 64-column chunk of A gets a signed permutation of one uniform 64-column block, `left`, and each 64-row chunk of B
+one of `right`: every 64×64 block of noise has full rank, so zero operands offer no shortcut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from consensus.crypto import stream
+from consensus.work.unit import TILE, Int8
+
+
+@dataclass(frozen=True, slots=True)
+class SignedPermutations:
+    """One signed permutation of 0 … 63 for each chunk of the inner dimension, flattened.
+
+    index: (k,) int64, entry 64c + t names the column of `left` (row of `right`) that noise goes with t of chunk c.
+    sign:  (k,) int8, −1 or +1.
+    """
+
+    index: npt.NDArray[np.int64]
+    sign: Int8
+
+
+def signed_permutations(seed: bytes, label: str, k: int) -> SignedPermutations:
+    """The permutations that label "p" (for A) or "q" (for B) draws for an inner dimension of k."""
+    words = np.frombuffer(stream(seed, label, 4 * k), dtype="<u4").reshape(k // TILE, TILE)
+    # A stable argsort by the upper 31 bits: with the position below them no two keys are equal.
+    keys = (words.astype(np.uint64) >> np.uint64(1)) << np.uint64(6) | np.arange(TILE, dtype=np.uint64)
+    keys.sort(axis=1)
+    index = (keys & np.uint64(TILE - 1)).astype(np.int64).ravel()
+    return SignedPermutations(index, np.where(words & 1, -1, 1).astype(np.int8).ravel())
+
+
+def left_noise(seed: bytes, m: int) -> Int8:
+    """`left`: m×64 int8 in [−64, 63]. Row r depends on r alone, whatever m is."""
+    return _uniform(stream(seed, "left", m * TILE)).reshape(m, TILE)
+
+
+def right_noise(seed: bytes, n: int) -> Int8:
+    """`right`: 64×n int8 in [−64, 63]."""
+    return _uniform(stream(seed, "right", TILE * n)).reshape(TILE, n)
+
+
+def _uniform(keystream: bytes) -> Int8:
+    return (np.frombuffer(keystream, dtype=np.uint8) & 127).view(np.int8) - np.int8(64)

@@ -1,0 +1,78 @@
+"""Lottery tickets: the hash of a tile's transcript, and whether it wins."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from consensus.crypto import H
+from consensus.work.unit import LANES, UInt32, UnitError, check_dimension, check_seed, check_tile_index
+
+MAX_TARGET = 2**254 - 1
+
+_TAG = "tw/ticket"
+_STATE_SIZE = 4 * LANES
+# A ticket is below 2²⁵⁶ and target·k / 1024 at most 2²⁵⁶ − 4, so the largest target still leaves losers.
+_K_UNIT = 1024
+
+
+def ticket(seed: bytes, i: int, j: int, state: UInt32) -> bytes:
+    """The 32-byte ticket of tile (i, j): H("tw/ticket", seed ‖ u32le(i) ‖ u32le(j) ‖ state).
+
+    state: 16 uint32 words. Raises UnitError.
+    """
+    check_seed(seed)
+    check_tile_index(i, j)
+    if not isinstance(state, np.ndarray) or state.shape != (LANES,) or state.dtype != np.uint32:
+        raise UnitError(f"state: expected {LANES} uint32 words")
+    return H(_TAG, seed + _position(i, j) + state.astype("<u4").tobytes())
+
+
+def wins(ticket: bytes, target: int, k: int) -> bool:
+    """Whether a ticket wins: int(ticket)·1024 < target·k. Its chance is proportional to k, and so to its cost.
+
+    target: 0 … 2²⁵⁴ − 1. k: the unit's inner dimension. Raises UnitError.
+    """
+    return int.from_bytes(ticket, "big") <= _highest_winner(target, k)
+
+
+def winning_tiles(seed: bytes, states: UInt32, target: int, k: int) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (i, j, ticket) for every winning tile of a unit in row-major order; `next` finds the first.
+
+    states: (m/64, n/64, 16) uint32, as `evaluate` returns them. Raises UnitError.
+    """
+    check_seed(seed)
+    if not isinstance(states, np.ndarray) or states.ndim != 3 or states.dtype != np.uint32:
+        raise UnitError("states: expected a 3-D uint32 array")
+    if states.shape[2] != LANES:
+        raise UnitError(f"states: expected {LANES} words per tile, got {states.shape[2]}")
+    highest = _highest_winner(target, k)
+    if highest < 0:
+        return
+    threshold = highest.to_bytes(32, "big")  # equally long big-endian strings compare as their integers do
+    seeded = hashlib.blake2b(seed, digest_size=32, person=_TAG.encode())
+    encoded = states.astype("<u4").tobytes()
+    rows, columns, _ = states.shape
+    offset = 0
+    for i in range(rows):
+        for j in range(columns):
+            hasher = seeded.copy()
+            hasher.update(_position(i, j) + encoded[offset : offset + _STATE_SIZE])
+            offset += _STATE_SIZE
+            found = hasher.digest()
+            if found <= threshold:
+                yield i, j, found
+
+
+def _highest_winner(target: int, k: int) -> int:
+    # x·1024 < target·k  ⇔  x ≤ ⌈target·k / 1024⌉ − 1 = ⌊(target·k − 1) / 1024⌋; −1 where target is 0.
+    if not 0 <= target <= MAX_TARGET:
+        raise UnitError("target: expected an integer from 0 to 2²⁵⁴ − 1")
+    check_dimension("k", k)
+    return (target * k - 1) // _K_UNIT
+
+
+def _position(i: int, j: int) -> bytes:
+    return i.to_bytes(4, "little") + j.to_bytes(4, "little")
