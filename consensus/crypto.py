@@ -48,7 +48,7 @@ def is_strict_public_key(public_key: bytes) -> bool:
 
 
 def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` (64 bytes) is a strict Ed25519 signature (RFC 8032) of `message`. Never raises on bad input."""
+    """Whether `signature` (64 bytes) is a strict Ed25519 signature (RFC 8032) of `message`; never raises."""
     if len(signature) != 64 or not is_strict_public_key(public_key):
         return False
     try:

@@ -88,6 +88,10 @@ class ConsensusError(Exception):
         super().__init__(f"{reason.value}{detail}")
 
 
+class BadProof(ConsensusError):
+    """The proof beside a header is false: it condemns that copy and its sender, never the id."""
+
+
 class MissingTensor(Exception):
     """A tensor that the block obliges is not at hand yet. Transient: fetch it, then try again."""
 

@@ -1,0 +1,169 @@
+"""Headers, proofs and bodies (docs/protocol.md, section 5)."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta
+
+from consensus import crypto, merkle
+from consensus.codec import U32, U63, ZERO_HASH, Address, Hash, Nonce8, Value, decode, encode
+from consensus.params import MAX_BODY_BYTES, PROTOCOL_VERSION, ChainParams
+from consensus.transaction import Result, Transaction
+
+MAX_HEADER_BYTES = 1024
+
+
+class Idle(Value, frozen=True, tag=0):
+    """The unit of a miner for whom no job waits: zero operands of the params' shape."""
+
+
+class PacketUnit(Value, frozen=True, tag=1):
+    """A paid packet as the unit. Operand roots stand in the core, so that the work of a header can be checked alone."""
+
+    packet_id: Hash
+    a_root: Hash
+    b_root: Hash
+    m: U32
+    k: U32
+    n: U32
+
+
+Unit: TypeAlias = Idle | PacketUnit
+
+
+class HeaderCore(Value, frozen=True):
+    """What the block id covers, and what the noise of its work is drawn from.
+
+    `parent_ticket` is the winning ticket of the parent's proof: unknown before that work was done, so it is the chain's
+    randomness. `state_root` is the state after the parent: nobody has to execute before mining.
+    """
+
+    version: U32
+    chain_id: U32
+    height: U63
+    parent: Hash
+    parent_ticket: Hash
+    time_ms: U63
+    target: Hash
+    miner: Address
+    state_root: Hash
+    body_root: Hash
+    unit: Unit
+    nonce: Nonce8
+
+    @property
+    def id(self) -> bytes:
+        """H("tw/block", core)."""
+        return crypto.H("tw/block", encode(self))
+
+    @property
+    def seed(self) -> bytes:
+        """H("tw/work", core): the seed of the unit's noise."""
+        return crypto.H("tw/work", encode(self))
+
+    @property
+    def target_int(self) -> int:
+        """The target as an integer."""
+        return int.from_bytes(self.target, "big")
+
+
+class Proof(Value, frozen=True):
+    """The winning tile, its claimed state (16 × u32, little-endian) and the Merkle root of the completed product.
+
+    Outside the id: one core may have several winning tiles, and a bad proof condemns its copy alone.
+    """
+
+    i: U32
+    j: U32
+    state: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    product_root: Hash
+
+
+class Header(Value, frozen=True):
+    """A core and its proof; genesis has none."""
+
+    core: HeaderCore
+    proof: Proof | None
+
+    @property
+    def id(self) -> bytes:
+        """The block id."""
+        return self.core.id
+
+    @property
+    def ticket(self) -> bytes:
+        """The winning ticket, from the *claimed* state; 32 zero bytes for genesis."""
+        if self.proof is None:
+            return ZERO_HASH
+        tile = self.proof.i.to_bytes(4, "little") + self.proof.j.to_bytes(4, "little")
+        return crypto.H("tw/ticket", self.core.seed + tile + self.proof.state)
+
+
+class Body(Value, frozen=True):
+    """Results and transactions, in the order in which they execute."""
+
+    results: tuple[Result, ...] = ()
+    transactions: tuple[Transaction, ...] = ()
+
+    def root(self) -> bytes:
+        """H("tw/body", txs root ‖ u32 count ‖ results root ‖ u32 count); leaves are full bytes with signatures."""
+        parts = b""
+        for items in (self.transactions, self.results):
+            leaves = [merkle.leaf_hash(encode(item)) for item in items]
+            parts += merkle.root(leaves) + len(leaves).to_bytes(4, "little")
+        return crypto.H("tw/body", parts)
+
+
+class Block(Value, frozen=True):
+    """A header and its body."""
+
+    header: Header
+    body: Body
+
+    @property
+    def id(self) -> bytes:
+        """The block id."""
+        return self.header.core.id
+
+    @property
+    def height(self) -> int:
+        """Blocks between this one and genesis."""
+        return self.header.core.height
+
+
+def unit_shape(params: ChainParams, unit: Unit) -> tuple[int, int, int]:
+    """(m, n, k) of a unit."""
+    if isinstance(unit, Idle):
+        return params.idle_m, params.idle_n, params.idle_k
+    return unit.m, unit.n, unit.k
+
+
+def genesis(params: ChainParams, state_root: bytes) -> Block:
+    """The first block: no parent, no proof, an empty body; its state root is the funded accounts' own."""
+    body = Body()
+    core = HeaderCore(
+        version=PROTOCOL_VERSION,
+        chain_id=params.chain_id,
+        height=0,
+        parent=ZERO_HASH,
+        parent_ticket=ZERO_HASH,
+        time_ms=params.genesis_time_ms,
+        target=params.anchor_target,
+        miner=bytes(20),
+        state_root=state_root,
+        body_root=body.root(),
+        unit=Idle(),
+        nonce=params.hash[:8],
+    )
+    return Block(Header(core, None), body)
+
+
+def decode_header(data: bytes) -> Header:
+    """A canonical header, or ConsensusError."""
+    return decode(Header, data, MAX_HEADER_BYTES)
+
+
+def decode_block(data: bytes) -> Block:
+    """A canonical block of at most 1 MiB of body, or ConsensusError."""
+    return decode(Block, data, MAX_BODY_BYTES + MAX_HEADER_BYTES)

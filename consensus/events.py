@@ -1,0 +1,107 @@
+"""What happened to jobs and packets, block by block: the raw material of "who held it, and why was I not paid?".
+
+Events are derived from blocks and hashed into nothing; a node indexes them.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from consensus.codec import U16, U32, U63, Address, Amount, Hash, Value
+
+
+class Opened(Value, frozen=True, tag=0):
+    """A job's group was opened with `escrow` grains behind `packets` packets."""
+
+    job: Hash
+    owner: Address
+    packets: U32
+    threshold: U32
+    escrow: Amount
+
+
+class Dealt(Value, frozen=True, tag=1):
+    """A packet went to a worker's slot; it may be answered through height `deadline`."""
+
+    job: Hash
+    packet_id: Hash
+    worker: Address
+    slot: U32
+    deadline: U63
+
+
+class Answered(Value, frozen=True, tag=2):
+    """A verified product was paid: `fee` = `burned` + `share` (the miner's) + the worker's pay.
+
+    `late` says that the group was complete already, so that the fee is a quarter; `won` that the product won the block.
+    """
+
+    job: Hash
+    packet_id: Hash
+    worker: Address
+    product_root: Hash
+    fee: Amount
+    burned: Amount
+    share: Amount
+    late: bool
+    won: bool
+
+
+class Missed(Value, frozen=True, tag=3):
+    """The window passed without an answer; `burned` grains of the worker's bond are gone."""
+
+    job: Hash
+    packet_id: Hash
+    worker: Address
+    burned: Amount
+
+
+class Dropped(Value, frozen=True, tag=4):
+    """The group closed while the worker still held the packet: no pay, no miss."""
+
+    job: Hash
+    packet_id: Hash
+    worker: Address
+
+
+class Completed(Value, frozen=True, tag=5):
+    """The threshold was reached; packets still held earn a quarter through height `grace_until`."""
+
+    job: Hash
+    grace_until: U63
+
+
+class Cancelled(Value, frozen=True, tag=6):
+    """The owner withdrew the packets that nobody held."""
+
+    job: Hash
+    withdrawn: U32
+
+
+class Closed(Value, frozen=True, tag=7):
+    """The group is over and `refund` grains went back to its owner. `why`: COMPLETED, EXPIRED or WITHDRAWN."""
+
+    job: Hash
+    refund: Amount
+    done: U32
+    why: U16
+
+
+COMPLETED, EXPIRED, WITHDRAWN = 0, 1, 2
+
+Event: TypeAlias = Opened | Dealt | Answered | Missed | Dropped | Completed | Cancelled | Closed
+
+
+class Receipt(Value, frozen=True):
+    """How a transaction ended. A failed one (`reason` not empty) has paid its gas and used its nonce, nothing else."""
+
+    txid: Hash
+    gas_used: U63
+    fee: Amount
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the payload took effect."""
+        return not self.reason

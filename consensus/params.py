@@ -1,0 +1,204 @@
+"""What all nodes of one network must agree on, as one frozen value that consensus functions take first.
+
+What a node may choose for itself (ports, limits of its mempool, how hard it mines) lives in `node.config`.
+Amounts are in grains (1 TILE = 10⁹ grains), times in milliseconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from consensus.codec import Address, Amount, Hash, Value, encode
+from consensus.crypto import H
+
+TILE = 10**9
+"""Grains in one TILE."""
+
+TILE_SIDE = 64
+"""Side of a transcript tile and rank of the noise (section 3): a noise of lower rank would leave a shortcut."""
+
+OPERAND_BOUND = 63
+NOISED_BOUND = 64
+MAX_DIMENSION = 4096
+MAX_TARGET = 2**254 - 1
+"""The easiest target: target · k / 1024 stays below 2²⁵⁶ for every k."""
+PROTOCOL_VERSION = 1
+
+MAX_UNIT_BYTES = 32 << 20
+MAX_TX_BYTES = 128 << 10
+MAX_BODY_BYTES = 1 << 20
+MAX_TENSOR_BYTES = 32 << 20
+MAX_MEMO_BYTES = 256
+MAX_OUTPUTS = 1024
+MAX_PACKETS = 1024
+
+
+class Allocation(Value, frozen=True):
+    """Grains that genesis gives to an address."""
+
+    address: Address
+    amount: Amount
+
+
+class GasSchedule(Value, frozen=True):
+    """Gas per thing that a transaction makes every node do or keep.
+
+    One unit of gas is about the work of hashing, sending and keeping one byte of tensor for `retention` blocks, by far
+    the largest load; the rest is set relative to it. A signature check (~0.13 ms, the time of hashing 100 kB, yet
+    kept only as history) and two account writes cost `transaction`; so 3,355 plain transfers fill half a block's gas,
+    which is what two laptop cores verify in a quarter of a devnet spacing.
+    """
+
+    transaction: int = 5_000
+    byte: int = 16
+    output: int = 2_000
+    worker: int = 20_000
+    packet: int = 4_000
+    tensor_byte: int = 1
+
+
+class ChainParams(Value, frozen=True):
+    """The rules of one network. The genesis block's nonce is the hash of this value, so no two networks share a hash.
+
+    Heights are counted in blocks; "blocks" below means a number of heights.
+    """
+
+    network: str
+    """Name, as in `--network`."""
+    chain_id: int
+    """In every header, beside the genesis hash in every signature: a second guard against replay."""
+    address_prefix: str
+    """Human-readable part of bech32m addresses."""
+    genesis_time_ms: int
+    """Unix time of genesis; ASERT is anchored there."""
+    spacing_ms: int
+    """Intended time between blocks (T)."""
+    halflife_ms: int
+    """ASERT half-life: 30 blocks, long enough to ride out luck, short enough to follow a laptop's lid."""
+    anchor_target: Hash
+    """Target of genesis, 32 bytes big-endian."""
+    maturity: int
+    """Blocks until a subsidy, tips and inclusion shares can be spent."""
+    window: int
+    """Blocks in which a dealt packet may be answered; also the period over which scores decay."""
+    grace: int
+    """Blocks after a group's completion in which packets still held are paid a quarter."""
+    liveness: int
+    """Blocks after which a worker that was not seen is dealt nothing."""
+    max_life: int
+    """Most blocks between a job and its expiry."""
+    retention: int
+    """Blocks for which tensors are kept after they were last needed."""
+    max_reorg: int
+    """Deepest reorganisation that a node applies by itself."""
+    slot_bond: Amount
+    """Bond per packet that a worker may hold at once; a quarter of it burns with each packet missed."""
+    allocations: tuple[Allocation, ...]
+    """Accounts that genesis funds (devnet and regtest only: there is no premine)."""
+    initial_subsidy: Amount = 50 * TILE
+    halving_interval: int = 2**20
+    gas: GasSchedule = GasSchedule()
+    gas_limit: int = 64 << 20
+    """Twice the 32 MiB of tensors that a block may oblige: a block full of tensors sits at the fee market's target."""
+    initial_base_fee: Amount = 1
+    base_fee_change_denominator: int = 8
+    min_price: Amount = 1
+    """Least price of a group in grains per 2²⁰ MACs: a free job would be a free claim on strangers' time."""
+    min_fee: Amount = 100
+    """Least fee of a packet, so that the burned tenth is at least 10 grains."""
+    score_unit: Amount = 10
+    """Burned grains per point of score: the least fee burns one point's worth, so honest small work counts."""
+    score_cap: int = 8 * 63
+    """64 slots: beyond that a worker earns no more trust, and holds no more of the queue."""
+    registration_delay: int = 8
+    """Blocks before a registration is dealt to: twice `deal_lag`, so nobody picks an address for a known draw."""
+    deal_lag: int = 4
+    """The draw at h uses the ticket of block h − 4: its miner could not know whom it would favour."""
+    max_examined: int = 256
+    """Queued packets looked at per block; bounds the cost of dealing."""
+    idle_m: int = 256
+    idle_n: int = 256
+    idle_k: int = 2048
+
+    @property
+    def hash(self) -> bytes:
+        """H("tw/params", …): names the network; its first 8 bytes are the genesis nonce."""
+        return H("tw/params", encode(self))
+
+    def __post_init__(self) -> None:
+        anchor = int.from_bytes(self.anchor_target, "big")
+        assert 1 <= anchor <= MAX_TARGET
+        # A miner must not see the draw before its registration is in force, nor a reward be spent before a reorg.
+        assert self.registration_delay > self.deal_lag
+        assert self.window > 0
+        assert self.grace > 0
+        assert self.max_life > self.window
+        # Undo data and tensors must outlast the deepest reorg that is applied.
+        assert self.retention > self.max_reorg + self.window + self.grace
+        assert self.slot_bond % 4 == 0
+        # The fee market's target must have room for one block's worth of tensors.
+        assert self.gas_limit // 2 >= MAX_TENSOR_BYTES * self.gas.tensor_byte
+        for side in (self.idle_m, self.idle_n, self.idle_k):
+            assert side % TILE_SIDE == 0
+            assert TILE_SIDE <= side <= MAX_DIMENSION
+
+
+_SPACING_DEVNET_MS = 2_000
+_SPACING_MAINNET_MS = 30_000
+
+
+def devnet(genesis_time_ms: int, allocations: tuple[Allocation, ...] = (), network: str = "devnet") -> ChainParams:
+    """A network of its own for one developer: born when it is started, so that difficulty starts at its anchor.
+
+    The anchor makes a block worth 24 idle tickets, 0.2 GMAC: a few milliseconds of a core every two seconds.
+    """
+    return ChainParams(
+        network=network,
+        chain_id=2,
+        address_prefix="tdev",
+        genesis_time_ms=genesis_time_ms,
+        spacing_ms=_SPACING_DEVNET_MS,
+        halflife_ms=30 * _SPACING_DEVNET_MS,
+        anchor_target=(2**256 // 48).to_bytes(32, "big"),
+        maturity=10,
+        window=10,
+        grace=4,
+        liveness=300,
+        max_life=1_000,
+        retention=2_000,
+        max_reorg=100,
+        slot_bond=100 * TILE,
+        allocations=allocations,
+    )
+
+
+def regtest(genesis_time_ms: int, allocations: tuple[Allocation, ...] = ()) -> ChainParams:
+    """Devnet's rules at the easiest target, for tests with an injected clock."""
+    easiest = MAX_TARGET.to_bytes(32, "big")
+    params = devnet(genesis_time_ms, allocations, network="regtest")
+    return msgspec.structs.replace(params, chain_id=3, anchor_target=easiest)
+
+
+def mainnet() -> ChainParams:
+    """The public network. No allocations: every grain is mined.
+
+    The anchor is what one laptop core (~45 GMAC/s) wins in one spacing.
+    """
+    return ChainParams(
+        network="mainnet",
+        chain_id=1,
+        address_prefix="tile",
+        genesis_time_ms=1_798_761_600_000,
+        spacing_ms=_SPACING_MAINNET_MS,
+        halflife_ms=30 * _SPACING_MAINNET_MS,
+        anchor_target=(2**256 // 2**18).to_bytes(32, "big"),
+        maturity=100,
+        window=20,
+        grace=4,
+        liveness=2_880,
+        max_life=20_000,
+        retention=20_000,
+        max_reorg=100,
+        slot_bond=100 * TILE,
+        allocations=(),
+    )

@@ -1,0 +1,287 @@
+"""The state: typed tables over one flat, ordered map of bytes (docs/protocol.md, section 7).
+
+Keys are readable and ordered, so that consensus can walk a table ("the queue, dearest first"); the trie
+(`consensus.trie`) authenticates the same map by hashed keys and keeps its nodes beside it, under their paths.
+Whatever executes does so on an `Overlay`: the map below is never changed, and a refused block leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Generic, Protocol, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from consensus import trie
+from consensus.codec import U16, U32, U63, Address, Amount, Hash, PublicKey, Value, encode
+from consensus.tensor import TensorSpec, left_spec, right_spec
+
+R = TypeVar("R", bound=Value)
+
+Changes = dict[bytes, bytes | None]
+"""Key → new value, None for a deleted key."""
+
+NODE_PREFIX = b"#"
+"""Trie nodes: `#` ‖ path. Outside the authenticated map, which they commit to."""
+
+
+class StateReader(Protocol):
+    """A flat map of bytes at one block."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None."""
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """All pairs whose key starts with `prefix`, in key order."""
+
+
+class Overlay:
+    """Pending changes over a reader; itself a reader."""
+
+    def __init__(self, below: StateReader, writes: Mapping[bytes, bytes | None] | None = None) -> None:
+        self._below = below
+        self.writes: Changes = dict(writes or {})
+
+    def get(self, key: bytes) -> bytes | None:
+        if key in self.writes:
+            return self.writes[key]
+        return self._below.get(key)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self.writes[key] = value
+
+    def delete(self, key: bytes) -> None:
+        self.writes[key] = None
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Both layers merged in key order. What is written during a scan does not show in it."""
+        pending = sorted((k, v) for k, v in self.writes.items() if k.startswith(prefix))
+        below = self._below.scan(prefix)
+        position = 0
+        for key, value in below:
+            while position < len(pending) and pending[position][0] < key:
+                if (written := pending[position][1]) is not None:
+                    yield pending[position][0], written
+                position += 1
+            if position < len(pending) and pending[position][0] == key:
+                if (written := pending[position][1]) is not None:
+                    yield key, written
+                position += 1
+            else:
+                yield key, value
+        for key, written in pending[position:]:
+            if written is not None:
+                yield key, written
+
+
+class EmptyState:
+    """The map before genesis."""
+
+    def get(self, key: bytes) -> bytes | None:
+        return None
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        return iter(())
+
+
+class Account(Value, frozen=True):
+    """Spendable grains and the number of transactions sent."""
+
+    balance: Amount = 0
+    nonce: U63 = 0
+
+
+class Slot(Value, frozen=True):
+    """A packet held, and the slot that it was dealt to."""
+
+    index: U32
+    packet_id: Hash
+
+
+class Worker(Value, frozen=True):
+    """A registered worker. `ended` and `missed` count this period's assignments; `retired_at` is 0 while it serves."""
+
+    public_key: PublicKey
+    x25519_key: PublicKey
+    min_price: Amount
+    max_unit_bytes: U63
+    max_packets: U16
+    bond: Amount
+    since: U63
+    seen: U63
+    score: U63 = 0
+    ended: U32 = 0
+    missed: U32 = 0
+    retired_at: U63 = 0
+    slots: tuple[Slot, ...] = ()
+
+
+QUEUED, HELD, DONE, WITHDRAWN = 0, 1, 2, 3
+
+
+class Packet(Value, frozen=True):
+    """One product to be made. `worker`, `slot` and `dealt_at` are meant while it is held."""
+
+    job: Hash
+    index: U32
+    m: U32
+    k: U32
+    n: U32
+    a_root: Hash
+    b_root: Hash
+    fee: Amount
+    status: Annotated[int, Meta(ge=QUEUED, le=WITHDRAWN)] = QUEUED
+    worker: Address = bytes(20)
+    slot: U32 = 0
+    dealt_at: U63 = 0
+
+    @property
+    def left(self) -> TensorSpec:
+        """Spec of the left operand."""
+        return left_spec(self.m, self.k, self.a_root)
+
+    @property
+    def right(self) -> TensorSpec:
+        """Spec of the right operand."""
+        return right_spec(self.k, self.n, self.b_root)
+
+
+class Group(Value, frozen=True):
+    """A job's group of packets. `closes_at` is its expiry until it completes; `completed_at` is 0 until then."""
+
+    owner: Address
+    packets: U32
+    threshold: U32
+    price: Amount
+    expiry: U63
+    mode: U16
+    sequence: U63
+    opened_at: U63
+    escrow: Amount
+    closes_at: U63
+    done: U32 = 0
+    held: U32 = 0
+    completed_at: U63 = 0
+    cancelled: bool = False
+
+
+class Reward(Value, frozen=True):
+    """What a block's miner is credited once it has matured."""
+
+    miner: Address
+    amount: Amount
+
+
+class Ledger(Value, frozen=True):
+    """What belongs to no account: the supply, the fee market, the next job's number, the last draws.
+
+    `tickets` are the `parent_ticket`s of the last `deal_lag` headers, oldest first.
+    """
+
+    issued: Amount
+    burned: Amount
+    base_fee: Amount
+    sequence: U63
+    tickets: tuple[Hash, ...]
+
+
+class Table(Generic[R]):
+    """Records of one kind under one prefix.
+
+    `holdings` says how many grains a record holds: the supply check sums it over every changed record.
+    """
+
+    def __init__(self, prefix: bytes, record: type[R], holdings: Callable[[R], int] | None = None) -> None:
+        self.prefix = prefix
+        self.holdings = holdings
+        self._decode = msgspec.msgpack.Decoder(record).decode
+
+    def key(self, *parts: bytes | int) -> bytes:
+        """The prefix and the parts, integers as 8 bytes big-endian, so that keys sort by them."""
+        return self.prefix + b"".join(p.to_bytes(8, "big") if isinstance(p, int) else p for p in parts)
+
+    def get(self, state: StateReader, *parts: bytes | int) -> R | None:
+        """The record, or None."""
+        data = state.get(self.key(*parts))
+        return None if data is None else self._decode(data)
+
+    def put(self, state: Overlay, record: R, *parts: bytes | int) -> None:
+        """Write the record."""
+        state.put(self.key(*parts), encode(record))
+
+    def delete(self, state: Overlay, *parts: bytes | int) -> None:
+        """Remove the record."""
+        state.delete(self.key(*parts))
+
+    def scan(self, state: StateReader, *parts: bytes | int) -> Iterator[tuple[bytes, R]]:
+        """(rest of the key behind `parts`, record), in key order."""
+        prefix = self.key(*parts)
+        for key, data in state.scan(prefix):
+            yield key[len(prefix) :], self._decode(data)
+
+    def held_by(self, data: bytes | None) -> int:
+        """Grains that an encoded record of this table holds."""
+        return 0 if data is None or self.holdings is None else self.holdings(self._decode(data))
+
+
+class Mark(Value, frozen=True):
+    """A record whose key says everything."""
+
+
+class Entry(Value, frozen=True):
+    """A queued packet."""
+
+    packet_id: Hash
+
+
+ACCOUNTS = Table(b"a", Account, lambda account: account.balance)
+BOND_RETURNS = Table(b"b", Mark)
+"""height ‖ worker: the bond of a retired worker returns at that height's end."""
+CLOSINGS = Table(b"c", Mark)
+"""height ‖ job: the group closes at that height's end."""
+DEADLINES = Table(b"d", Mark)
+"""height ‖ packet: a packet still held at that height's end was missed."""
+GROUPS = Table(b"g", Group, lambda group: group.escrow)
+LEDGER = Table(b"l", Ledger)
+PACKETS = Table(b"p", Packet)
+QUEUE = Table(b"q", Entry)
+"""(2⁶³ − 1 − price) ‖ job sequence ‖ packet index: dearest first, then oldest."""
+REWARDS = Table(b"r", Reward, lambda reward: reward.amount)
+"""height at whose end it is credited."""
+WORKERS = Table(b"w", Worker, lambda worker: worker.bond)
+
+_HOLDERS = {table.prefix: table for table in (ACCOUNTS, GROUPS, REWARDS, WORKERS)}
+
+
+def ledger(state: StateReader) -> Ledger:
+    """The ledger; present from genesis on."""
+    record = LEDGER.get(state)
+    assert record is not None, "a state without a ledger"
+    return record
+
+
+def account(state: StateReader, address: bytes) -> Account:
+    """An account; one that was never touched is empty."""
+    return ACCOUNTS.get(state, address) or Account()
+
+
+def holdings_change(before: StateReader, changes: Changes) -> int:
+    """How many grains more (or fewer) all records together hold after `changes`."""
+    total = 0
+    for key, value in changes.items():
+        table = _HOLDERS.get(key[:1])
+        if table is not None:
+            total += table.held_by(value) - table.held_by(before.get(key))
+    return total
+
+
+def commit(before: StateReader, changes: Changes) -> tuple[bytes, Changes]:
+    """The root after `changes`, and the changes with the trie's nodes added."""
+    root, nodes = trie.update(lambda path: before.get(NODE_PREFIX + path), changes)
+    return root, changes | {NODE_PREFIX + path: node for path, node in nodes.items()}
+
+
+def root_of(state: StateReader) -> bytes:
+    """The state's root hash; 32 zero bytes for the empty state."""
+    return trie.update(lambda path: state.get(NODE_PREFIX + path), {})[0]

@@ -1,0 +1,231 @@
+"""Executing a block: `apply_block(params, state after the parent, block) -> Transition`, a pure function.
+
+Nothing is changed until the shell commits the transition, in one batch; `undo` takes it back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from consensus import assignment, crypto, jobs, state, workers
+from consensus.block import Block, Header, PacketUnit, genesis, unit_shape
+from consensus.errors import BadProof, ConsensusError, Reason
+from consensus.events import Event, Receipt
+from consensus.execution import Execution
+from consensus.issuance import next_base_fee
+from consensus.params import ChainParams
+from consensus.products import Products
+from consensus.state import (
+    ACCOUNTS,
+    LEDGER,
+    REWARDS,
+    WORKERS,
+    Account,
+    Changes,
+    EmptyState,
+    Ledger,
+    Overlay,
+    Reward,
+    StateReader,
+)
+from consensus.transaction import (
+    CancelJob,
+    RegisterWorker,
+    Result,
+    RetireWorker,
+    SubmitJob,
+    Transaction,
+    Transfer,
+    packet_product,
+)
+from consensus.validation import intrinsic_gas, obliged_operands, unit_product
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What a block does to the state.
+
+    Attributes:
+        writes: key → new value (None deletes), trie nodes included.
+        undo: the same keys → what they held before.
+        state_root: root after the block; the next header carries it.
+        receipts: one per transaction, in order.
+        events: what happened to jobs and packets.
+    """
+
+    writes: Changes
+    undo: Changes
+    state_root: bytes
+    receipts: tuple[Receipt, ...]
+    events: tuple[Event, ...]
+
+
+def genesis_transition(params: ChainParams) -> tuple[Block, Transition]:
+    """The genesis block and the state that it starts from: the funded accounts and the ledger."""
+    overlay = Overlay(EmptyState())
+    for allocation in params.allocations:
+        ACCOUNTS.put(overlay, Account(allocation.amount), allocation.address)
+    issued = sum(allocation.amount for allocation in params.allocations)
+    assert len({a.address for a in params.allocations}) == len(params.allocations), "an address is funded twice"
+    LEDGER.put(overlay, Ledger(issued, 0, params.initial_base_fee, 0, ()))
+    root, writes = state.commit(EmptyState(), overlay.writes)
+    return genesis(params, root), Transition(writes, dict.fromkeys(writes), root, (), ())
+
+
+def apply_block(
+    params: ChainParams, genesis_hash: bytes, parent: StateReader, block: Block, products: Products
+) -> Transition:
+    """Execute `block` over the state after its parent.
+
+    The header and the body have passed `consensus.validation`; what is checked here needs the state or the tensors.
+
+    Raises:
+        ConsensusError: a rule is broken; nothing has been changed.
+        MissingTensor: a tensor that the block obliges is not at hand; try again with it.
+    """
+    core = block.header.core
+    if core.state_root != (root := state.root_of(parent)):
+        raise ConsensusError(Reason.WRONG_STATE_ROOT, core.state_root, root)
+    execution = Execution(params, parent, core.height, core.miner)
+    _oblige_operands(execution, block, products)
+    workers.see(execution, core.miner)
+    apply_unit(execution, block.header, products)
+    for result in block.body.results:
+        apply_result(execution, genesis_hash, result, products)
+    for tx in block.body.transactions:
+        apply_transaction(execution, genesis_hash, tx)
+    _finish(execution, core.parent_ticket)
+    _check_supply(execution, parent)
+    root, writes = state.commit(parent, execution.state.writes)
+    undo = {key: parent.get(key) for key in writes}
+    return Transition(writes, undo, root, tuple(execution.receipts), tuple(execution.events))
+
+
+def apply_unit(execution: Execution, header: Header, products: Products) -> None:
+    """The block's own unit: its product is true, and where it is a packet it is the miner's implicit Result."""
+    core, product = header.core, unit_product(execution.params, header)
+    execution.oblige([product])
+    if not isinstance(core.unit, PacketUnit):
+        if not products.idle_holds(core.seed, product, unit_shape(execution.params, core.unit)[2]):
+            raise BadProof(Reason.WRONG_PRODUCT, product.commitment, "the noise's product")
+        return
+    unit = core.unit
+    packet = jobs.held_packet(execution, unit.packet_id, core.miner)
+    if (unit.m, unit.k, unit.n, unit.a_root, unit.b_root) != (
+        packet.m, packet.k, packet.n, packet.a_root, packet.b_root
+    ):  # fmt: skip
+        raise ConsensusError(Reason.BAD_UNIT, unit, "the packet's operands")
+    if not products.product_holds(packet.left, packet.right, product):
+        raise BadProof(Reason.WRONG_PRODUCT, product.commitment, "the packet's product")
+    jobs.answer(execution, unit.packet_id, packet, product.root, won=True)
+
+
+def apply_result(execution: Execution, genesis_hash: bytes, result: Result, products: Products) -> None:
+    """One explicit Result: the assignee's, signed, and true."""
+    body = result.body
+    packet = jobs.held_packet(execution, body.packet_id, body.worker)
+    worker = WORKERS.get(execution.state, body.worker)
+    if worker is None:  # its bond was returned during a completed group's grace
+        raise ConsensusError(Reason.UNKNOWN_WORKER, body.worker, "a registered worker")
+    if not crypto.verify(worker.public_key, body.signing_hash(genesis_hash), result.signature):
+        raise ConsensusError(Reason.BAD_SIGNATURE, result.signature, "the worker's signature for this network")
+    product = packet_product(packet.left, packet.right, body.product_root)
+    execution.oblige([product])
+    if not products.product_holds(packet.left, packet.right, product):
+        raise ConsensusError(Reason.WRONG_PRODUCT, product.commitment, "the packet's product")
+    jobs.answer(execution, body.packet_id, packet, body.product_root, won=False)
+
+
+def apply_transaction(execution: Execution, genesis_hash: bytes, tx: Transaction) -> Receipt:
+    """Charge the gas, use the nonce, then let the payload succeed or fail.
+
+    Raises:
+        ConsensusError: the transaction cannot stand in this block at all.
+    """
+    body, params = tx.body, execution.params
+    address = body.address
+    sender = state.account(execution.state, address)
+    used = intrinsic_gas(params, body)
+    price = execution.ledger.base_fee + body.tip
+    if body.nonce != sender.nonce:
+        raise ConsensusError(Reason.WRONG_NONCE, body.nonce, sender.nonce)
+    if execution.ledger.base_fee > body.max_base_fee:
+        raise ConsensusError(Reason.BASE_FEE_TOO_HIGH, execution.ledger.base_fee, f"at most {body.max_base_fee}")
+    if execution.gas_used + used > params.gas_limit:
+        raise ConsensusError(Reason.BLOCK_GAS_EXCEEDED, execution.gas_used + used, params.gas_limit)
+    if sender.balance < body.gas_limit * price:
+        raise ConsensusError(Reason.INSUFFICIENT_BALANCE, sender.balance, body.gas_limit * price)
+    execution.debit(address, used * price)
+    execution.burn(used * execution.ledger.base_fee)
+    execution.reward += used * body.tip
+    execution.gas_used += used
+    execution.use_nonce(address)
+    txid = body.txid(genesis_hash)
+    try:
+        _run_payload(execution, tx, txid)
+        receipt = Receipt(txid, used, used * price)
+    except ConsensusError as failure:
+        receipt = Receipt(txid, used, used * price, failure.reason.value, str(failure))
+    execution.receipts.append(receipt)
+    return receipt
+
+
+def _run_payload(execution: Execution, tx: Transaction, txid: bytes) -> None:
+    """Each payload checks before it writes: one that raises has changed nothing."""
+    match tx.body.payload:
+        case Transfer() as transfer:
+            execution.debit(tx.body.address, sum(output.amount for output in transfer.outputs))
+            for output in transfer.outputs:
+                execution.credit(output.address, output.amount)
+        case RegisterWorker() as registration:
+            workers.register(execution, tx.body, registration)
+        case RetireWorker():
+            workers.retire(execution, tx.body)
+        case SubmitJob() as job:
+            jobs.submit(execution, tx.body, txid, job)
+        case CancelJob() as cancellation:
+            jobs.cancel(execution, tx.body, cancellation.job)
+
+
+def _oblige_operands(execution: Execution, block: Block, products: Products) -> None:
+    operands = obliged_operands(block.body)
+    execution.oblige(operands)
+    for operand in operands:
+        if not products.operand_holds(operand):
+            raise ConsensusError(Reason.OPERAND_OUT_OF_RANGE, operand.commitment, "entries in [−63, 63]")
+
+
+def _finish(execution: Execution, parent_ticket: bytes) -> None:
+    """Closures, missed windows, expiries, maturity, dealing; then the ledger of the next block."""
+    params, before = execution.params, execution.ledger
+    jobs.close_finished(execution)
+    jobs.miss_windows(execution)
+    jobs.expire(execution)
+    workers.return_bonds(execution)
+    workers.decay_scores(execution)
+    REWARDS.put(execution.state, Reward(execution.miner, execution.reward), execution.height + params.maturity)
+    due = REWARDS.get(execution.state, execution.height)
+    if due is not None:
+        execution.credit(due.miner, due.amount)
+        REWARDS.delete(execution.state, execution.height)
+    # Header h carries the ticket of h − 1, so the oldest of the last `deal_lag` headers' is that of h − deal_lag
+    # (genesis's where the chain is shorter).
+    tickets = (*before.tickets, parent_ticket)[-params.deal_lag :]
+    assignment.deal(execution, tickets[0])
+    after = Ledger(
+        issued=before.issued + execution.minted,
+        burned=execution.burned,
+        base_fee=next_base_fee(params, before.base_fee, execution.gas_used),
+        sequence=execution.sequence,
+        tickets=tickets,
+    )
+    LEDGER.put(execution.state, after)
+
+
+def _check_supply(execution: Execution, parent: StateReader) -> None:
+    """issued − burned = what all records hold: true of genesis, and every block changes both sides alike."""
+    before, after = execution.ledger, state.ledger(execution.state)
+    supply = (after.issued - after.burned) - (before.issued - before.burned)
+    held = state.holdings_change(parent, execution.state.writes)
+    if supply != held:
+        raise ConsensusError(Reason.SUPPLY_MISMATCH, held, supply)

@@ -1,0 +1,1 @@
+"""Programs over tensors. Agents and their instructions will live here."""
