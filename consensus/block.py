@@ -69,7 +69,7 @@ class HeaderCore(Value, frozen=True):
 
 
 class Proof(Value, frozen=True):
-    """The winning tile, its claimed state (16 × u32, little-endian) and the Merkle root of the completed product.
+    """The winning tile, its claimed state (16 × u32, little-endian) and the commitment of the completed product.
 
     Outside the id: one core may have several winning tiles, and a bad proof condemns its copy alone.
     """
@@ -77,7 +77,7 @@ class Proof(Value, frozen=True):
     i: U32
     j: U32
     state: Annotated[bytes, Meta(min_length=64, max_length=64)]
-    product_root: Hash
+    product: Hash
 
 
 class Header(Value, frozen=True):

@@ -39,7 +39,7 @@ class Answered(Value, frozen=True, tag=2):
     job: Hash
     packet_id: Hash
     worker: Address
-    product_root: Hash
+    product: Hash
     fee: Amount
     burned: Amount
     share: Amount

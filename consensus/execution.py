@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from consensus import state
@@ -11,7 +13,6 @@ from consensus.events import Event, Receipt
 from consensus.issuance import subsidy
 from consensus.params import MAX_TENSOR_BYTES, ChainParams
 from consensus.state import ACCOUNTS, Account, Ledger, Overlay, StateReader
-from consensus.tensor import TensorSpec
 
 
 class Execution:
@@ -41,7 +42,6 @@ class Execution:
         self.events: list[Event] = []
         self.receipts: list[Receipt] = []
         self._obliged: dict[bytes, int] = {}
-        self._obliged_bytes = 0
 
     def credit(self, address: bytes, amount: int) -> None:
         """Add grains to an account."""
@@ -68,14 +68,12 @@ class Execution:
         before = state.account(self.state, address)
         ACCOUNTS.put(self.state, Account(before.balance, before.nonce + 1), address)
 
-    def oblige(self, specs: list[TensorSpec]) -> None:
-        """Count tensors against the block's limit, each distinct commitment once, or TOO_MANY_TENSOR_BYTES."""
-        fresh = {spec.commitment: spec.size for spec in specs}
-        total = self._obliged_bytes + sum(size for c, size in fresh.items() if c not in self._obliged)
+    def oblige(self, sizes: Mapping[bytes, int]) -> None:
+        """Count tensors (commitment → bytes) against the block's limit, each once, or TOO_MANY_TENSOR_BYTES."""
+        total = sum(sizes.values()) + sum(size for c, size in self._obliged.items() if c not in sizes)
         if total > MAX_TENSOR_BYTES:
             raise ConsensusError(Reason.TOO_MANY_TENSOR_BYTES, total, MAX_TENSOR_BYTES)
-        self._obliged.update(fresh)
-        self._obliged_bytes = total
+        self._obliged.update(sizes)
 
     def _put(self, address: bytes, before: Account, balance: int) -> None:
         ACCOUNTS.put(self.state, msgspec.structs.replace(before, balance=balance), address)

@@ -174,7 +174,7 @@ def held_packet(block: Execution, identity: bytes, worker: bytes) -> Packet:
     return packet
 
 
-def answer(block: Execution, identity: bytes, packet: Packet, product_root: bytes, won: bool) -> None:
+def answer(block: Execution, identity: bytes, packet: Packet, product: bytes, won: bool) -> None:
     """Pay for a verified product: in full up to the threshold, a quarter in the grace after it."""
     group = GROUPS.get(block.state, packet.job)
     assert group is not None, "a packet without its group"
@@ -190,9 +190,7 @@ def answer(block: Execution, identity: bytes, packet: Packet, product_root: byte
     if not group.completed_at:
         # A completed group's packets share one end, its closing; only open ones have deadlines of their own.
         DEADLINES.delete(block.state, deadline(block.params, packet), identity)
-    block.events.append(
-        events.Answered(packet.job, identity, packet.worker, product_root, fee, burned, share, late, won)
-    )
+    block.events.append(events.Answered(packet.job, identity, packet.worker, product, fee, burned, share, late, won))
     group = replace(group, escrow=group.escrow - fee, done=group.done + 1, held=group.held - 1)
     if group.done == group.threshold:
         group = _complete(block, packet.job, group)

@@ -10,7 +10,7 @@ from typing import Protocol
 from consensus import freivalds, work
 from consensus.errors import MissingTensor
 from consensus.params import NOISED_BOUND
-from consensus.tensor import Tensor, TensorSpec, in_operand_range
+from consensus.tensor import ROWS, Tensor, TensorSpec, in_operand_range
 
 
 class TensorSource(Protocol):
@@ -26,11 +26,11 @@ class Products(Protocol):
     def operand_holds(self, operand: TensorSpec) -> bool:
         """Whether every entry lies in [−63, 63]."""
 
-    def product_holds(self, left: TensorSpec, right: TensorSpec, product: TensorSpec) -> bool:
-        """Whether the product of the operands is true."""
+    def product_holds(self, left: TensorSpec, right: TensorSpec, product: bytes) -> bool:
+        """Whether the tensor committed to by `product` is the product of the operands, in int32 row strips."""
 
-    def idle_holds(self, seed: bytes, product: TensorSpec, k: int) -> bool:
-        """Whether the product of the idle unit under `seed`, the noise times the noise, is true."""
+    def idle_holds(self, seed: bytes, shape: tuple[int, int, int], product: bytes) -> bool:
+        """Whether `product` is that of the idle unit of `shape` (m, n, k) under `seed`: the noise times the noise."""
 
 
 class CheckedProducts:
@@ -40,18 +40,19 @@ class CheckedProducts:
         self._source = source
 
     def operand_holds(self, operand: TensorSpec) -> bool:
-        return in_operand_range(self._tensor(operand).matrix)
+        return in_operand_range(self._tensor(operand.commitment).matrix)
 
-    def product_holds(self, left: TensorSpec, right: TensorSpec, product: TensorSpec) -> bool:
-        a, b, c = (self._tensor(spec).matrix for spec in (left, right, product))
-        return freivalds.verify(a, b, c)
+    def product_holds(self, left: TensorSpec, right: TensorSpec, product: bytes) -> bool:
+        a, b, c = (self._tensor(commitment) for commitment in (left.commitment, right.commitment, product))
+        return c.spec.side == ROWS and freivalds.verify(a.matrix, b.matrix, c.matrix)
 
-    def idle_holds(self, seed: bytes, product: TensorSpec, k: int) -> bool:
-        a, b = work.idle_operands(seed, product.rows, product.cols, k)
-        return freivalds.verify(a, b, self._tensor(product).matrix, bound=NOISED_BOUND)
+    def idle_holds(self, seed: bytes, shape: tuple[int, int, int], product: bytes) -> bool:
+        c = self._tensor(product)
+        a, b = work.idle_operands(seed, *shape)
+        return c.spec.side == ROWS and freivalds.verify(a, b, c.matrix, bound=NOISED_BOUND)
 
-    def _tensor(self, spec: TensorSpec) -> Tensor:
-        tensor = self._source.tensor(spec.commitment)
+    def _tensor(self, commitment: bytes) -> Tensor:
+        tensor = self._source.tensor(commitment)
         if tensor is None:
-            raise MissingTensor(spec.commitment)
+            raise MissingTensor(commitment)
         return tensor

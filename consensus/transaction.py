@@ -9,7 +9,7 @@ from msgspec import Meta
 from consensus import crypto
 from consensus.codec import U16, U32, U63, Address, Amount, Hash, PublicKey, Signature, Value, decode, encode
 from consensus.params import MAX_TX_BYTES, TILE_SIDE
-from consensus.tensor import TensorSpec, left_spec, product_spec, right_spec
+from consensus.tensor import TensorSpec, left_spec, right_spec
 
 OPEN, DIRECT, SEALED = 0, 1, 2
 """Modes of a group: who checks the products, and who can read them."""
@@ -142,7 +142,7 @@ class ResultBody(Value, frozen=True):
 
     packet_id: Hash
     worker: Address
-    product_root: Hash
+    product: Hash
 
     def signing_hash(self, genesis_hash: bytes) -> bytes:
         """The message under the worker's signature."""
@@ -178,8 +178,3 @@ def macs(m: int, n: int, k: int) -> int:
 def unit_bytes(m: int, n: int, k: int) -> int:
     """Bytes that a unit moves: int8 operands and the int32 product."""
     return m * k + k * n + 4 * m * n
-
-
-def packet_product(left: TensorSpec, right: TensorSpec, root: bytes) -> TensorSpec:
-    """Spec of the product of two operands."""
-    return product_spec(left.rows, right.cols, root)

@@ -36,9 +36,8 @@ from consensus.transaction import (
     SubmitJob,
     Transaction,
     Transfer,
-    packet_product,
 )
-from consensus.validation import intrinsic_gas, obliged_operands, unit_product
+from consensus.validation import intrinsic_gas, obliged_operands
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,13 @@ def apply_block(
 
 def apply_unit(execution: Execution, header: Header, products: Products) -> None:
     """The block's own unit: its product is true, and where it is a packet it is the miner's implicit Result."""
-    core, product = header.core, unit_product(execution.params, header)
-    execution.oblige([product])
+    core, proof = header.core, header.proof
+    assert proof is not None, "only genesis has no proof, and it is not executed"
+    m, n, k = unit_shape(execution.params, core.unit)
+    execution.oblige({proof.product: 4 * m * n})
     if not isinstance(core.unit, PacketUnit):
-        if not products.idle_holds(core.seed, product, unit_shape(execution.params, core.unit)[2]):
-            raise BadProof(Reason.WRONG_PRODUCT, product.commitment, "the noise's product")
+        if not products.idle_holds(core.seed, (m, n, k), proof.product):
+            raise BadProof(Reason.WRONG_PRODUCT, proof.product, "the noise's product")
         return
     unit = core.unit
     packet = jobs.held_packet(execution, unit.packet_id, core.miner)
@@ -115,9 +116,9 @@ def apply_unit(execution: Execution, header: Header, products: Products) -> None
         packet.m, packet.k, packet.n, packet.a_root, packet.b_root
     ):  # fmt: skip
         raise ConsensusError(Reason.BAD_UNIT, unit, "the packet's operands")
-    if not products.product_holds(packet.left, packet.right, product):
-        raise BadProof(Reason.WRONG_PRODUCT, product.commitment, "the packet's product")
-    jobs.answer(execution, unit.packet_id, packet, product.root, won=True)
+    if not products.product_holds(packet.left, packet.right, proof.product):
+        raise BadProof(Reason.WRONG_PRODUCT, proof.product, "the packet's product")
+    jobs.answer(execution, unit.packet_id, packet, proof.product, won=True)
 
 
 def apply_result(execution: Execution, genesis_hash: bytes, result: Result, products: Products) -> None:
@@ -129,11 +130,10 @@ def apply_result(execution: Execution, genesis_hash: bytes, result: Result, prod
         raise ConsensusError(Reason.UNKNOWN_WORKER, body.worker, "a registered worker")
     if not crypto.verify(worker.public_key, body.signing_hash(genesis_hash), result.signature):
         raise ConsensusError(Reason.BAD_SIGNATURE, result.signature, "the worker's signature for this network")
-    product = packet_product(packet.left, packet.right, body.product_root)
-    execution.oblige([product])
-    if not products.product_holds(packet.left, packet.right, product):
-        raise ConsensusError(Reason.WRONG_PRODUCT, product.commitment, "the packet's product")
-    jobs.answer(execution, body.packet_id, packet, body.product_root, won=False)
+    execution.oblige({body.product: 4 * packet.m * packet.n})
+    if not products.product_holds(packet.left, packet.right, body.product):
+        raise ConsensusError(Reason.WRONG_PRODUCT, body.product, "the packet's product")
+    jobs.answer(execution, body.packet_id, packet, body.product, won=False)
 
 
 def apply_transaction(execution: Execution, genesis_hash: bytes, tx: Transaction) -> Receipt:
@@ -189,7 +189,7 @@ def _run_payload(execution: Execution, tx: Transaction, txid: bytes) -> None:
 
 def _oblige_operands(execution: Execution, block: Block, products: Products) -> None:
     operands = obliged_operands(block.body)
-    execution.oblige(operands)
+    execution.oblige({operand.commitment: operand.size for operand in operands})
     for operand in operands:
         if not products.operand_holds(operand):
             raise ConsensusError(Reason.OPERAND_OUT_OF_RANGE, operand.commitment, "entries in [−63, 63]")

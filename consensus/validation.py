@@ -30,7 +30,7 @@ from consensus.params import (
     TILE_SIDE,
     ChainParams,
 )
-from consensus.tensor import TensorSpec, left_spec, product_spec, right_spec
+from consensus.tensor import TensorSpec, left_spec, right_spec
 from consensus.transaction import SubmitJob, Transaction, Transfer, TxBody, unit_bytes
 
 MEDIAN_SPAN = 11
@@ -217,10 +217,3 @@ def _check_transfer(payload: Transfer) -> None:
         raise ConsensusError(Reason.BAD_PAYLOAD, f"{len(payload.outputs)} outputs", f"1 to {MAX_OUTPUTS}")
     if len(payload.memo) > MAX_MEMO_BYTES:
         raise ConsensusError(Reason.BAD_PAYLOAD, f"a memo of {len(payload.memo)} bytes", f"at most {MAX_MEMO_BYTES}")
-
-
-def unit_product(params: ChainParams, header: Header) -> TensorSpec:
-    """Spec of the product that a header's proof names."""
-    assert header.proof is not None, "genesis has no product"
-    m, n, _ = unit_shape(params, header.core.unit)
-    return product_spec(m, n, header.proof.product_root)
