@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mnemonic import Mnemonic
-from slip10 import SLIP10
+from slip10 import SLIP10  # type: ignore[import-untyped]  # ships no types
 
 from consensus.address import encode_address
 from consensus.crypto import H, verify

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,20 @@ def test_nothing_is_ever_overwritten(keystore: Keystore) -> None:
     assert keystore.unlock("alice", PASSWORD).private_key == KEY.private_key
     assert refusal(lambda: create_private_file(keystore.directory / "alice.json", b"")).code == "file-exists"
     assert keystore.unlock("alice", PASSWORD).private_key == KEY.private_key
+
+
+def test_of_two_commands_at_once_only_one_gets_the_name(tmp_path: Path) -> None:
+    def create(content: int) -> int | None:
+        try:
+            create_private_file(tmp_path / "alice.json", bytes([content]))
+        except WalletError as error:
+            assert error.code == "file-exists"
+            return None
+        return content
+
+    with ThreadPoolExecutor(8) as pool:
+        winners = [content for content in pool.map(create, range(8)) if content is not None]
+    assert [bytes(winners)] == [file.read_bytes() for file in tmp_path.iterdir()]
 
 
 def test_several_accounts_live_beside_each_other(keystore: Keystore) -> None:
