@@ -1,0 +1,450 @@
+"""JSON-RPC over HTTP and WebSocket on aiohttp, with subscriptions, probes and whatever routes the caller adds.
+
+Who may call: the server has no passwords, so what keeps strangers out is where it listens (loopback by default) and
+three rules against web pages that a user happens to visit. The Host must be an IP address, `localhost` or a
+configured name: a page that rebinds its own domain name to 127.0.0.1 is refused. An Origin other than the server's
+own must be configured, for WebSockets as for posts. A post must be `application/json`, so that a browser asks first.
+
+Limits, each met before memory is spent: connections (one more is answered 503 and closed), bytes of a body or a
+message, requests of a batch, time of a call, calls in flight and subscriptions of one WebSocket, bytes of events that
+wait for a slow reader. A client beyond the last is disconnected rather than skipped: its stream never has holes.
+
+A call made over a WebSocket is cancelled when the client leaves; one posted is carried out.
+"""
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+from aiohttp import WSCloseCode, WSMsgType, hdrs, web
+from msgspec import Meta, Raw, Struct
+from yarl import URL
+
+from node.rpc.jsonrpc import (
+    FORBIDDEN,
+    INVALID_REQUEST,
+    LIMIT,
+    NOT_FOUND,
+    TIMEOUT,
+    UNAVAILABLE,
+    Call,
+    Dispatcher,
+    ErrorKind,
+    Observe,
+    RpcError,
+)
+from node.rpc.registry import Info, Method, NoParams, Params, Table, openrpc
+from node.rpc.subscriptions import Feed, Hub
+
+logger = logging.getLogger(__name__)
+
+N = TypeVar("N")
+
+_CLOSE_SECONDS = 1.0
+"""How long a WebSocket may take to answer a closing frame before its connection is cut."""
+
+
+class RpcConfig(Struct, frozen=True):
+    """Where to listen, for whom, and how much of everything. Port 0 lets the system choose."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    allowed_hosts: frozenset[str] = frozenset()
+    """Host names beyond `localhost` and IP addresses: lower case, without port."""
+    allowed_origins: frozenset[str] = frozenset()
+    """Origins of foreign web pages that may call, exactly as a browser sends them: `https://explorer.example`."""
+    body_bytes: int = 5 << 20
+    connections: int = 256
+    call_seconds: float = 10.0
+    calls_in_flight: int = 16
+    subscriptions: int = 32
+    queue_bytes: int = 4 << 20
+    idle_seconds: float = 30.0
+    """An idle HTTP connection is closed after it; a WebSocket is pinged as often, and closed if it stays silent."""
+    shutdown_seconds: float = 2.0
+    """How long calls in flight may go on at shutdown before they are cancelled."""
+
+
+class Status(Struct, frozen=True):
+    """What a probe answers; `reason` says why not."""
+
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What `/health` (alive), `/ready` (synced and serving) and `/metrics` (Prometheus text) answer."""
+
+    health: Callable[[], Status]
+    ready: Callable[[], Status]
+    metrics: Callable[[], bytes]
+
+
+# --- the server's own methods --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """What the server's own methods may see of whoever calls; `feed` is None unless it is a WebSocket."""
+
+    document: Raw
+    hub: Hub
+    feed: Feed | None
+
+    def require_feed(self) -> Feed:
+        if self.feed is None:
+            raise RpcError(UNAVAILABLE, "Subscriptions need a WebSocket", fix="Connect to /ws and subscribe there.")
+        return self.feed
+
+
+class _Subscribe(Params, frozen=True):
+    topic: Annotated[str, Meta(description="Name of the topic.")]
+
+
+class _Unsubscribe(Params, frozen=True):
+    subscription: Annotated[int, Meta(description="The number that `subscribe` returned on this connection.")]
+
+
+_OWN: Table[_Client] = Table()
+
+
+@_OWN.method("rpc.discover")
+async def _discover(client: _Client, _params: NoParams) -> Raw:
+    """This document: an OpenRPC description of every method, type and topic."""
+    return client.document
+
+
+@_OWN.method("subscribe", errors=[UNAVAILABLE, LIMIT])
+async def _subscribe(client: _Client, params: _Subscribe) -> int:
+    """Start a subscription, over a WebSocket only; gives its number, unique within the connection.
+
+    Each event then comes as a notification `subscription` with `{"subscription": number, "topic": name, "event": …}`.
+    A client that reads too slowly is disconnected (close code 1013) and loses nothing silently: it reconnects,
+    subscribes again and asks for what it missed.
+    """
+    return client.require_feed().subscribe(client.hub.named(params.topic))
+
+
+@_OWN.method("unsubscribe", errors=[UNAVAILABLE])
+async def _unsubscribe(client: _Client, params: _Unsubscribe) -> bool:
+    """End a subscription; tells whether there was one. Events already on their way still arrive."""
+    return client.require_feed().unsubscribe(params.subscription)
+
+
+def every_method(table: Table[Any]) -> list[Method[Any]]:
+    """What `rpc.discover` and docs/rpc.md describe: the server's own methods and the table's."""
+    return [*_OWN, *table]
+
+
+# --- one WebSocket -------------------------------------------------------------------------------------------------
+
+
+class _Socket:
+    """A WebSocket client: its requests run concurrently up to a limit, then it is not read until one is answered."""
+
+    def __init__(
+        self,
+        ws: web.WebSocketResponse,
+        transport: asyncio.Transport,
+        feed: Feed,
+        dispatcher: Dispatcher,
+        call: Call,
+        slots: int,
+    ) -> None:
+        self._ws = ws
+        self._transport = transport
+        self._feed = feed
+        self._dispatcher = dispatcher
+        self._call = call
+        self._slots = asyncio.Semaphore(slots)
+        # Fair, so that the answer to `subscribe` leaves before the subscription's first event.
+        self._turn = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Until the client leaves, is too slow, or the server closes."""
+        calls: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as tasks:
+            pump = tasks.create_task(self._feed.pump(self._send))
+            guard = tasks.create_task(self._cut_slow_reader())
+            try:
+                async for message in self._ws:
+                    if message.type is not WSMsgType.TEXT:
+                        await self._ws.close(code=WSCloseCode.UNSUPPORTED_DATA, message=b"send JSON-RPC as text")
+                        break
+                    await self._slots.acquire()
+                    task = tasks.create_task(self._answer(message.data))
+                    calls.add(task)
+                    task.add_done_callback(calls.discard)
+            finally:
+                if not self._feed.overflow.is_set():
+                    guard.cancel()
+                for task in (pump, *calls):
+                    task.cancel()
+
+    async def close(self, code: WSCloseCode, message: bytes) -> None:
+        """Say why, and hang up on whoever does not answer: he won't read the rest either."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._ws.close(code=code, message=message, drain=False)
+        self.abandon_if_broken()
+
+    def abandon_if_broken(self) -> None:
+        """Free the connection at once, unsent bytes included, unless both sides closed it in good order."""
+        if self._ws.close_code == WSCloseCode.ABNORMAL_CLOSURE:
+            self._transport.abort()
+
+    async def _answer(self, message: str) -> None:
+        try:
+            answer = await self._dispatcher.respond(message, self._call)
+            if answer is not None:
+                await self._send(answer)
+        finally:
+            self._slots.release()
+
+    async def _send(self, frame: bytes) -> None:
+        async with self._turn:
+            with suppress(ConnectionError):  # the reader sees it too, and ends the session
+                await self._ws.send_frame(frame, WSMsgType.TEXT)
+
+    async def _cut_slow_reader(self) -> None:
+        await self._feed.overflow.wait()
+        logger.warning("a subscriber reads too slowly and is disconnected")
+        await self.close(WSCloseCode.TRY_AGAIN_LATER, b"too slow: reconnect")
+
+
+# --- HTTP ----------------------------------------------------------------------------------------------------------
+
+
+class _Door(asyncio.Protocol):
+    """Decides at the moment of connection, when the count is exact; then steps aside."""
+
+    def __init__(self, server: web.Server, limit: int) -> None:
+        self._server = server
+        self._limit = limit
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        if len(self._server.connections) < self._limit:
+            protocol = self._server()
+            transport.set_protocol(protocol)
+            protocol.connection_made(transport)
+            return
+        body = RpcError(LIMIT, "Too many connections", fix="Close idle connections, or try again later.").response()
+        transport.write(
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        transport.close()
+
+
+def _refusal(status: int, kind: ErrorKind, message: str, fix: str) -> web.Response:
+    return web.Response(
+        status=status, body=RpcError(kind, message, fix=fix).response(), content_type="application/json"
+    )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class RpcServer(Generic[N]):
+    """Serves a table of methods about `node`, the hub's topics, the probes, and extra `routes` under the same rules.
+
+    A handler of an extra route may raise `RpcError`: the client gets it as JSON with the kind's HTTP status.
+    """
+
+    def __init__(
+        self,
+        config: RpcConfig,
+        info: Info,
+        table: Table[N],
+        node: N,
+        hub: Hub,
+        probes: Probes,
+        observe: Observe,
+        routes: Iterable[web.AbstractRouteDef] = (),
+    ) -> None:
+        assert not any(method.name in table for method in _OWN), "the table redeclares a method of the server"
+        self._config = config
+        self._table = table
+        self._node = node
+        self._hub = hub
+        self._probes = probes
+        self._dispatcher = Dispatcher(call_seconds=config.call_seconds, observe=observe)
+        self._document = Raw(msgspec.json.encode(openrpc(info, every_method(table), hub.topics)))
+        self._sockets: set[_Socket] = set()
+        self._app = web.Application(client_max_size=config.body_bytes, middlewares=[self._gate])
+        self._app.add_routes(
+            [
+                web.post("/", self._post),
+                web.get("/", self._websocket, allow_head=False),
+                web.get("/ws", self._websocket, allow_head=False),
+                web.get("/health", self._health),
+                web.get("/ready", self._ready),
+                web.get("/metrics", self._metrics),
+                *routes,
+            ]
+        )
+        self._app.on_response_prepare.append(self._allow_origin)
+        self._app.on_shutdown.append(self._close_sockets)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[URL]:
+        """Listen while the context lasts; gives the URL. Raises `OSError` if the address cannot be had.
+
+        At the end: nobody new, WebSockets closed (1001), calls in flight get `shutdown_seconds` and are then cancelled.
+        """
+        runner = web.AppRunner(
+            self._app,
+            access_log=None,
+            auto_decompress=False,  # what a client sends is as large as it looks
+            keepalive_timeout=self._config.idle_seconds,
+            shutdown_timeout=self._config.shutdown_seconds,
+        )
+        await runner.setup()
+        try:
+            server = runner.server
+            assert server is not None
+            listener = await asyncio.get_running_loop().create_server(
+                lambda: _Door(server, self._config.connections), self._config.host, self._config.port
+            )
+            try:
+                host, port = listener.sockets[0].getsockname()[:2]
+                yield URL.build(scheme="http", host=host, port=port)
+            finally:
+                listener.close()
+        finally:
+            await runner.cleanup()
+
+    # Who may call
+
+    @web.middleware
+    async def _gate(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if not self._is_own_host(request):
+            fix = "Use the IP address or localhost, or add the name to the node's allowed hosts."
+            return _refusal(403, FORBIDDEN, "This Host is not served", fix)
+        if not self._is_allowed_origin(request):
+            fix = "Add the page's origin to the node's allowed origins."
+            return _refusal(403, FORBIDDEN, "Pages of this Origin may not call", fix)
+        if request.method == hdrs.METH_OPTIONS:
+            return web.Response(status=204)
+        try:
+            return await handler(request)
+        except RpcError as error:
+            return web.Response(status=error.kind.status, body=error.response(), content_type="application/json")
+        except web.HTTPError as error:
+            kind = LIMIT if error.status == 413 else NOT_FOUND if error.status == 404 else INVALID_REQUEST
+            fix = f"Send at most {self._config.body_bytes} bytes." if kind is LIMIT else "POST JSON-RPC to /."
+            return _refusal(error.status, kind, error.reason, fix)
+
+    def _is_own_host(self, request: web.Request) -> bool:
+        try:
+            name = URL(f"http://{request.headers[hdrs.HOST]}").host or ""
+        except (KeyError, ValueError):
+            return False
+        return name == "localhost" or name in self._config.allowed_hosts or _is_address(name)
+
+    def _is_allowed_origin(self, request: web.Request) -> bool:
+        origin = request.headers.get(hdrs.ORIGIN)
+        own = f"{request.scheme}://{request.headers[hdrs.HOST]}"
+        return origin is None or origin == own or origin in self._config.allowed_origins
+
+    async def _allow_origin(self, request: web.Request, response: web.StreamResponse) -> None:
+        if not self._config.allowed_origins:
+            return
+        response.headers[hdrs.VARY] = hdrs.ORIGIN
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin not in self._config.allowed_origins:
+            return
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+        if request.method == hdrs.METH_OPTIONS:
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, POST, PUT"
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = "Content-Type"
+            response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = "600"
+
+    # Calls
+
+    def _call(self, feed: Feed | None) -> Call:
+        client = _Client(self._document, self._hub, feed)
+
+        async def call(name: str, params: Raw) -> bytes:
+            if name in _OWN:
+                return await _OWN[name].invoke(client, params)
+            return await self._table[name].invoke(self._node, params)
+
+        return call
+
+    async def _post(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/json" or hdrs.CONTENT_ENCODING in request.headers:
+            fix = "Send the header `Content-Type: application/json` and an uncompressed body."
+            return _refusal(415, INVALID_REQUEST, "The body is not plain application/json", fix)
+        if (request.content_length or 0) > self._config.body_bytes:
+            raise web.HTTPRequestEntityTooLarge(self._config.body_bytes, request.content_length or 0)
+        try:
+            async with asyncio.timeout(self._config.call_seconds):
+                body = await request.read()
+        except TimeoutError:
+            return _refusal(408, TIMEOUT, "The body did not arrive in time", "Send it faster.")
+        answer = await self._dispatcher.respond(body, self._call(None))
+        if answer is None:
+            return web.Response(status=204)
+        return web.Response(body=answer, content_type="application/json")
+
+    async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        ws = web.WebSocketResponse(
+            max_msg_size=self._config.body_bytes,
+            compress=False,
+            heartbeat=self._config.idle_seconds,
+            timeout=_CLOSE_SECONDS,
+        )
+        if not ws.can_prepare(request):
+            return _refusal(
+                426, INVALID_REQUEST, "This is a WebSocket", "Connect with a WebSocket, or POST JSON-RPC to /."
+            )
+        transport = request.transport
+        assert isinstance(transport, asyncio.Transport)
+        await ws.prepare(request)
+        feed = Feed(self._config.subscriptions, self._config.queue_bytes)
+        socket = _Socket(ws, transport, feed, self._dispatcher, self._call(feed), self._config.calls_in_flight)
+        self._sockets.add(socket)
+        self._hub.attach(feed)
+        try:
+            await socket.run()
+        finally:
+            self._hub.detach(feed)
+            self._sockets.discard(socket)
+            socket.abandon_if_broken()
+        return ws
+
+    async def _close_sockets(self, _app: web.Application) -> None:
+        reason = b"the node is stopping"
+        await asyncio.gather(*(socket.close(WSCloseCode.GOING_AWAY, reason) for socket in self._sockets))
+
+    # Probes
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return _status(self._probes.health())
+
+    async def _ready(self, _request: web.Request) -> web.Response:
+        return _status(self._probes.ready())
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        text = self._probes.metrics()
+        return web.Response(body=text, headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def _status(status: Status) -> web.Response:
+    body = msgspec.json.encode(status)
+    return web.Response(status=200 if status.ok else 503, body=body, content_type="application/json")
