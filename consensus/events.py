@@ -82,6 +82,7 @@ class Closed(Value, frozen=True, tag=7):
     """The group is over and `refund` grains went back to its owner. `why`: COMPLETED, EXPIRED or WITHDRAWN."""
 
     job: Hash
+    owner: Address
     refund: Amount
     done: U32
     why: U16

@@ -265,7 +265,7 @@ def _close(block: Execution, job: bytes, group: Group, why: int) -> None:
     CLOSINGS.delete(block.state, group.closes_at, job)
     GROUPS.delete(block.state, job)
     block.credit(group.owner, group.escrow)
-    block.events.append(events.Closed(job, group.escrow, group.done, why))
+    block.events.append(events.Closed(job, group.owner, group.escrow, group.done, why))
 
 
 def _due(block: Execution) -> list[tuple[bytes, Group]]:

@@ -50,6 +50,7 @@ class Transition:
         state_root: root after the block; the next header carries it.
         receipts: one per transaction, in order.
         events: what happened to jobs and packets.
+        reward: grains that the miner is credited after `maturity`.
     """
 
     writes: Changes
@@ -57,6 +58,7 @@ class Transition:
     state_root: bytes
     receipts: tuple[Receipt, ...]
     events: tuple[Event, ...]
+    reward: int
 
 
 def genesis_transition(params: ChainParams) -> tuple[Block, Transition]:
@@ -68,7 +70,7 @@ def genesis_transition(params: ChainParams) -> tuple[Block, Transition]:
     assert len({a.address for a in params.allocations}) == len(params.allocations), "an address is funded twice"
     LEDGER.put(overlay, Ledger(issued, 0, params.initial_base_fee, 0, ()))
     root, writes = state.commit(EmptyState(), overlay.writes)
-    return genesis(params, root), Transition(writes, dict.fromkeys(writes), root, (), ())
+    return genesis(params, root), Transition(writes, dict.fromkeys(writes), root, (), (), 0)
 
 
 def apply_block(
@@ -97,7 +99,7 @@ def apply_block(
     _check_supply(execution, parent)
     root, writes = state.commit(parent, execution.state.writes)
     undo = {key: parent.get(key) for key in writes}
-    return Transition(writes, undo, root, tuple(execution.receipts), tuple(execution.events))
+    return Transition(writes, undo, root, tuple(execution.receipts), tuple(execution.events), execution.reward)
 
 
 def apply_unit(execution: Execution, header: Header, products: Products) -> None:

@@ -217,3 +217,12 @@ def _check_transfer(payload: Transfer) -> None:
         raise ConsensusError(Reason.BAD_PAYLOAD, f"{len(payload.outputs)} outputs", f"1 to {MAX_OUTPUTS}")
     if len(payload.memo) > MAX_MEMO_BYTES:
         raise ConsensusError(Reason.BAD_PAYLOAD, f"a memo of {len(payload.memo)} bytes", f"at most {MAX_MEMO_BYTES}")
+
+
+def obliged_tensors(block: Block) -> list[bytes]:
+    """Commitments of all tensors without which the block cannot be executed: operands, and products named in it."""
+    operands = [spec.commitment for spec in obliged_operands(block.body)]
+    products = [result.body.product for result in block.body.results]
+    if block.header.proof is not None:
+        products.append(block.header.proof.product)
+    return list(dict.fromkeys(operands + products))
