@@ -1,0 +1,137 @@
+"""The tree of checked headers: which chains there are, and how much work is behind each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from consensus.block import Header, HeaderCore, Proof
+from consensus.difficulty import block_work
+from consensus.validation import MEDIAN_SPAN, ParentContext
+
+
+@dataclass(eq=False, slots=True)
+class HeaderEntry:
+    """One block id in the tree.
+
+    Attributes:
+        copies: ticket → proof, for every winning tile of this core that was checked; the first is the one announced.
+        total_work: of the chain from genesis to here.
+        has_body: the body is stored (executed or not).
+        invalid: reason for which the block, or an ancestor, was refused in execution; empty while good.
+    """
+
+    id: bytes
+    core: HeaderCore
+    parent: HeaderEntry | None
+    total_work: int
+    copies: dict[bytes, Proof | None] = field(default_factory=dict)
+    has_body: bool = False
+    invalid: str = ""
+
+    @property
+    def height(self) -> int:
+        """Blocks between this one and genesis."""
+        return self.core.height
+
+    @property
+    def header(self) -> Header:
+        """The copy that came first."""
+        return Header(self.core, next(iter(self.copies.values())))
+
+    def copy(self, ticket: bytes) -> Header | None:
+        """The copy with this winning ticket, if it is known."""
+        return Header(self.core, self.copies[ticket]) if ticket in self.copies else None
+
+    def ancestors(self) -> Iterator[HeaderEntry]:
+        """This entry, its parent, … genesis."""
+        entry: HeaderEntry | None = self
+        while entry is not None:
+            yield entry
+            entry = entry.parent
+
+    def context(self, ticket: bytes) -> ParentContext:
+        """What a child that names `ticket` is checked against."""
+        times = []
+        for ancestor in self.ancestors():
+            times.append(ancestor.core.time_ms)
+            if len(times) == MEDIAN_SPAN:
+                break
+        return ParentContext(self.copy(ticket) or self.header, times[::-1])
+
+
+class HeaderTree:
+    """All checked headers by id. Only grows: a header is about a kilobyte, and each cost its work."""
+
+    def __init__(self, genesis: Header) -> None:
+        self.genesis = HeaderEntry(genesis.id, genesis.core, None, block_work(genesis.core.target_int), has_body=True)
+        self.genesis.copies[genesis.ticket] = genesis.proof
+        self._entries = {self.genesis.id: self.genesis}
+        self._children: dict[bytes, list[HeaderEntry]] = {}
+        self._best = self.genesis
+
+    @property
+    def best(self) -> HeaderEntry:
+        """The header with the most work whose chain is not known to be invalid; first seen on a tie."""
+        return self._best
+
+    def get(self, block_id: bytes) -> HeaderEntry | None:
+        """The entry of an id."""
+        return self._entries.get(block_id)
+
+    def add(self, header: Header, parent: HeaderEntry) -> HeaderEntry:
+        """Put a checked header under its parent."""
+        work = parent.total_work + block_work(header.core.target_int)
+        entry = HeaderEntry(header.id, header.core, parent, work, invalid=parent.invalid)
+        entry.copies[header.ticket] = header.proof
+        self._entries[entry.id] = entry
+        self._children.setdefault(parent.id, []).append(entry)
+        if not entry.invalid and work > self._best.total_work:
+            self._best = entry
+        return entry
+
+    def descendants(self, entry: HeaderEntry) -> Iterator[HeaderEntry]:
+        """The entry and everything above it, parents first."""
+        pending = [entry]
+        while pending:
+            current = pending.pop()
+            yield current
+            pending.extend(self._children.get(current.id, ()))
+
+    def absolve(self, entry: HeaderEntry) -> None:
+        """Take back a condemnation that was for a false proof: a good copy has come."""
+        for descendant in self.descendants(entry):
+            descendant.invalid = ""
+            if descendant.total_work > self._best.total_work:
+                self._best = descendant
+
+    def condemn(self, entry: HeaderEntry, reason: str) -> None:
+        """Mark a block and all its descendants invalid, and find the best header anew."""
+        for descendant in self.descendants(entry):
+            descendant.invalid = reason
+        if self._best.invalid:
+            # Entries stand in the order in which they came, so max() keeps the first seen on a tie.
+            good = (entry for entry in self._entries.values() if not entry.invalid)
+            self._best = max(good, key=lambda entry: entry.total_work)
+
+
+def fork_point(a: HeaderEntry, b: HeaderEntry) -> HeaderEntry:
+    """The last common ancestor."""
+    while a is not b:
+        if a.height >= b.height:
+            assert a.parent is not None, "two trees"
+            a = a.parent
+        else:
+            assert b.parent is not None, "two trees"
+            b = b.parent
+    return a
+
+
+def path(above: HeaderEntry, entry: HeaderEntry) -> list[HeaderEntry]:
+    """The entries above `above` up to `entry`, oldest first; `above` is an ancestor of `entry`."""
+    steps = []
+    while entry is not above:
+        steps.append(entry)
+        assert entry.parent is not None, "not an ancestor"
+        entry = entry.parent
+    return steps[::-1]
