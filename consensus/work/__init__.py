@@ -1,6 +1,15 @@
 """The work function: a paid matrix product that is also a lottery (docs/protocol.md, section 3)."""
 
-from consensus.work.engine import evaluate, evaluate_idle, idle_operands, noised, strip_state, tile_state, warm
+from consensus.work.engine import (
+    evaluate,
+    evaluate_idle,
+    idle_operands,
+    multiply,
+    noised,
+    strip_state,
+    tile_state,
+    warm,
+)
 from consensus.work.tickets import ticket, winning_tiles, wins
 from consensus.work.unit import Evaluation, UnitError
 
@@ -10,6 +19,7 @@ __all__ = [
     "evaluate",
     "evaluate_idle",
     "idle_operands",
+    "multiply",
     "noised",
     "strip_state",
     "ticket",

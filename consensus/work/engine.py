@@ -1,79 +1,162 @@
-"""The public face of the work function."""
+"""The work function's entry points: input is checked, then the fastest implementation for this machine does the rest.
+
+The implementation is chosen once: the AVX2 kernels where the processor has it, else float32 BLAS. Both give the same
+bits. `TILEWORK_KERNEL=portable` in the environment forces the latter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from functools import cache
+from typing import Protocol
 
+import llvmlite.binding
 import numpy as np
 
-from consensus.work import reference
-from consensus.work.noise import left_noise, right_noise, signed_permutations
+from consensus.work import portable, reference
+from consensus.work.noise import left_noise, right_noise
 from consensus.work.unit import (
     TILE,
     Evaluation,
     Int8,
+    Int32,
+    Interrupted,
     UInt32,
     UnitError,
+    check_inner_dimension,
     check_operand,
     check_seed,
     check_shape,
-    check_tile_index,
-    check_unit,
+    check_threads,
 )
+
+KERNEL_VARIABLE = "TILEWORK_KERNEL"
+
+
+class Implementation(Protocol):
+    """What a module must offer: the functions of the same names below, for input that is checked and C-contiguous."""
+
+    def evaluate(self, seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupted) -> Evaluation: ...
+
+    def evaluate_idle(
+        self, seed: bytes, m: int, n: int, k: int, threads: int, interrupted: Interrupted
+    ) -> Evaluation | None: ...
+
+    def multiply(self, a: Int8, b: Int8, threads: int) -> Int32: ...
+
+    def strip_state(self, seed: bytes, a_strip: Int8, b_strip: Int8, left: Int8, right: Int8) -> UInt32: ...
 
 
 def noised(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
-    """(A', B'): the operands with the seed's noise added, int8 in [−127, 127]. Raises UnitError."""
-    a, b = check_unit(seed, a, b)
+    """The operands with the seed's noise added.
+
+    a: (m, k), b: (k, n), int8 in [−63, 63]. Returns A', B' of the same shapes, int8 in [−127, 127]. Raises UnitError.
+    """
+    a, b = _checked(seed, a, b)
     return reference.noised(seed, a, b)
 
 
 def idle_operands(seed: bytes, m: int, n: int, k: int) -> tuple[Int8, Int8]:
-    """(A', B') of an idle unit, whose operands are zero: nothing but noise, int8 in [−64, 64]. Raises UnitError."""
+    """The noised operands of an idle unit, whose own are zero: (m, k) and (k, n), int8 in [−64, 64]. Raises UnitError."""
+    check_seed(seed)
     check_shape(m, n, k)
-    return noised(seed, np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
+    return reference.noised(seed, np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
 
 
-def evaluate(
-    seed: bytes, a: Int8, b: Int8, threads: int = 1, interrupted: Callable[[], bool] | None = None
-) -> Evaluation:
-    """The true product and the transcript states of a packet. Raises UnitError."""
-    a, b = check_unit(seed, a, b)
-    return reference.evaluate(seed, a, b)
+def evaluate(seed: bytes, a: Int8, b: Int8, threads: int = 1, interrupted: Interrupted = None) -> Evaluation:
+    """Evaluate a packet: its true product A·B, and the states that its tickets are made of.
+
+    a: (m, k), b: (k, n), int8 in [−63, 63]. interrupted: asked between bands of 64 rows, from any of the threads; once it
+    is true (a better block has come, the seed is stale) the states are given up and the product, which is paid for, is
+    finished in the fastest way, without noise. Raises UnitError.
+    """
+    a, b = _checked(seed, a, b)
+    check_threads(threads)
+    if a.any() or b.any():
+        return _implementation().evaluate(seed, a, b, threads, interrupted)
+    # Zero operands are an idle unit in all but the product: they cost what it costs.
+    idle = _implementation().evaluate_idle(seed, a.shape[0], b.shape[1], a.shape[1], threads, interrupted)
+    return Evaluation(np.zeros((a.shape[0], b.shape[1]), np.int32), idle.states if idle else None)
 
 
 def evaluate_idle(
-    seed: bytes, m: int, n: int, k: int, threads: int = 1, interrupted: Callable[[], bool] | None = None
+    seed: bytes, m: int, n: int, k: int, threads: int = 1, interrupted: Interrupted = None
 ) -> Evaluation | None:
-    """The noised product and the transcript states of an idle unit; None if interrupted. Raises UnitError."""
-    a2, b2 = idle_operands(seed, m, n, k)
-    return Evaluation(*reference.transcript(a2, b2))
+    """Evaluate an idle unit: its noised product A'·B' (nobody paid for another), and the states of its tickets.
+
+    Returns None as soon as `interrupted` is seen to be true. Raises UnitError.
+    """
+    check_seed(seed)
+    check_shape(m, n, k)
+    check_threads(threads)
+    return _implementation().evaluate_idle(seed, m, n, k, threads, interrupted)
+
+
+def multiply(a: Int8, b: Int8, threads: int = 1) -> Int32:
+    """A·B exactly, (m, n) int32, for work that takes no part in the lottery. Operands as in `evaluate`. Raises UnitError."""
+    a, b = check_operand("a", a), check_operand("b", b)
+    check_inner_dimension(a, b)
+    check_threads(threads)
+    return _implementation().multiply(a, b, threads)
 
 
 def tile_state(seed: bytes, a: Int8, b: Int8, i: int, j: int) -> UInt32:
-    """The state (16 uint32) of tile (i, j) alone, in O(64·64·k). Raises UnitError."""
-    for name, index, size in (("a", i, a.shape[0]), ("b", j, b.shape[1])):
-        if not 0 <= index < size // TILE:
-            raise UnitError(f"{name}: no tile {index} in {size} rows or columns")
-    return strip_state(
-        seed, a[TILE * i : TILE * (i + 1)], b[:, TILE * j : TILE * (j + 1)], a.shape[0], b.shape[1], i, j
-    )
+    """The state of one tile, 16 uint32, in O(64·64·k). Only the two strips that it depends on are range-checked.
+
+    a: (m, k), b: (k, n), int8 in [−63, 63]. Raises UnitError.
+    """
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.ndim == b.ndim == 2):
+        raise UnitError("a, b: expected 2-D int8 arrays")
+    m, n = a.shape[0], b.shape[1]
+    rows, columns = a[TILE * i : TILE * (i + 1)], b[:, TILE * j : TILE * (j + 1)]
+    return strip_state(seed, rows, columns, m, n, i, j)
 
 
 def strip_state(seed: bytes, a_strip: Int8, b_strip: Int8, m: int, n: int, i: int, j: int) -> UInt32:
-    """`tile_state` from strips alone: rows 64i … 64i+63 of A (64×k), columns 64j … 64j+63 of B (k×64)."""
+    """`tile_state` for a verifier that holds only the strips of tile (i, j) of an m×n product.
+
+    a_strip: (64, k), rows 64i … 64i+63 of A. b_strip: (k, 64), columns 64j … 64j+63 of B. Raises UnitError.
+    """
     check_seed(seed)
-    check_tile_index(i, j)
+    for name, size, index in (("m", m, i), ("n", n, j)):
+        if not 0 <= index < size // TILE:
+            raise UnitError(f"tile ({i}, {j}): no such tile where {name} = {size}")
     a_strip, b_strip = check_operand("a_strip", a_strip), check_operand("b_strip", b_strip)
-    k = a_strip.shape[1]
-    check_shape(m, n, k)
-    p, q = signed_permutations(seed, "p", k), signed_permutations(seed, "q", k)
+    check_inner_dimension(a_strip, b_strip)
+    check_shape(m, n, a_strip.shape[1])
+    if a_strip.shape[0] != TILE or b_strip.shape[1] != TILE:
+        raise UnitError(
+            f"strips: expected {TILE} rows and {TILE} columns, got {a_strip.shape[0]} and {b_strip.shape[1]}"
+        )
     left = left_noise(seed, TILE * (i + 1))[TILE * i :]
-    right = right_noise(seed, n)[:, TILE * j : TILE * (j + 1)]
-    _, states = reference.transcript(a_strip + left[:, p.index] * p.sign, b_strip + right[q.index] * q.sign[:, None])
-    state: UInt32 = states[0, 0]
-    return state
+    right = np.ascontiguousarray(right_noise(seed, n)[:, TILE * j : TILE * (j + 1)])
+    return _implementation().strip_state(seed, a_strip, b_strip, left, right)
 
 
 def warm() -> None:
-    """Compile or load every kernel now."""
+    """Compile every kernel, or load it from numba's cache: a few seconds the first time, well under one after that."""
+    seed, zeros, ones = bytes(32), np.zeros((TILE, TILE), np.int8), np.ones((TILE, TILE), np.int8)
+    evaluate(seed, ones, ones)
+    evaluate(seed, zeros, zeros)
+    multiply(ones, ones)
+
+
+def _checked(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
+    check_seed(seed)
+    a, b = check_operand("a", a), check_operand("b", b)
+    check_inner_dimension(a, b)
+    return a, b
+
+
+@cache
+def _implementation() -> Implementation:
+    """The fastest that runs here. Loaded late: numba and the cached kernels take half a second."""
+    forced = os.environ.get(KERNEL_VARIABLE, "")
+    if forced not in ("", "portable"):
+        raise UnitError(f'{KERNEL_VARIABLE}={forced}: expected "portable", or no value to let the processor decide')
+    # The features that numba compiles for: this is the same library asking the same question.
+    if forced or not llvmlite.binding.get_host_cpu_features().get("avx2", False):
+        return portable
+    from consensus.work import fast
+
+    return fast

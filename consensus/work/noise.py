@@ -47,5 +47,15 @@ def right_noise(seed: bytes, n: int) -> Int8:
     return _uniform(stream(seed, "right", TILE * n)).reshape(TILE, n)
 
 
+def noise_added(seed: bytes, a: Int8, b: Int8, left: Int8, right: Int8) -> tuple[Int8, Int8]:
+    """A + signed gather of `left`, B + signed gather of `right`, for rows of A and columns of B and their noise.
+
+    The sums fit int8: |63| + |64| = 127.
+    """
+    k = a.shape[1]
+    p, q = signed_permutations(seed, "p", k), signed_permutations(seed, "q", k)
+    return a + left[:, p.index] * p.sign, b + right[q.index] * q.sign[:, None]
+
+
 def _uniform(keystream: bytes) -> Int8:
     return (np.frombuffer(keystream, dtype=np.uint8) & 127).view(np.int8) - np.int8(64)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from consensus.work.noise import left_noise, right_noise, signed_permutations
+from consensus.work.noise import left_noise, noise_added, right_noise
 from consensus.work.unit import LANES, TILE, Evaluation, Int8, Int32, UInt32
 
 
 def noised(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
     """A' = A + signed gather of `left`, B' = B + signed gather of `right`. The sums fit int8: |63| + |64| = 127."""
-    m, k = a.shape
-    n = b.shape[1]
-    p, q = signed_permutations(seed, "p", k), signed_permutations(seed, "q", k)
-    left, right = left_noise(seed, m), right_noise(seed, n)
-    return a + left[:, p.index] * p.sign, b + right[q.index] * q.sign[:, None]
+    return noise_added(seed, a, b, left_noise(seed, a.shape[0]), right_noise(seed, b.shape[1]))
 
 
 def evaluate(seed: bytes, a: Int8, b: Int8) -> Evaluation:
@@ -32,17 +28,18 @@ def transcript(a2: Int8, b2: Int8) -> tuple[Int32, UInt32]:
     for start in range(0, k, TILE):
         chunk = slice(start, start + TILE)
         sums += a2[:, chunk].astype(np.int32) @ b2[chunk].astype(np.int32)
-        states = np.bitwise_left_shift(states, 13) | np.bitwise_right_shift(states, 32 - 13)
-        states = states ^ fold(sums)
+        states = advanced(states, sums)
     return sums, states
 
 
-def fold(sums: Int32) -> UInt32:
-    """XOR each 64×64 tile of `sums` down to 16 words, one for each residue of the column modulo 16.
+def advanced(states: UInt32, sums: Int32) -> UInt32:
+    """The tiles' states after one more chunk: rotated, then XORed with a fold of the running sums.
 
-    XOR is sensitive to carries: a sum over the tile would follow from row and column sums, without the product.
+    The fold XORs a tile down to 16 words, one for each residue of the column modulo 16. XOR is sensitive to carries: a
+    sum over the tile would follow from row and column sums, without the product.
     """
+    rotated = np.bitwise_left_shift(states, 13) | np.bitwise_right_shift(states, 32 - 13)
     m, n = sums.shape
     lanes = sums.view(np.uint32).reshape(m // TILE, TILE, n // TILE, TILE // LANES, LANES)
-    folded: UInt32 = np.bitwise_xor.reduce(lanes, axis=(1, 3))
-    return folded
+    advanced: UInt32 = rotated ^ np.bitwise_xor.reduce(lanes, axis=(1, 3))
+    return advanced

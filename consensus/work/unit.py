@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy.typing as npt
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 UInt32 = npt.NDArray[np.uint32]
+Float32 = npt.NDArray[np.float32]
+Interrupted = Callable[[], bool] | None
+"""Asked between bands of tile rows; once true, the search for tickets ends."""
 
 TILE = 64
 """Side of a tile of the product, depth of a chunk of the inner dimension, and rank of the noise."""
@@ -84,10 +88,13 @@ def check_operand(name: str, matrix: Any) -> Int8:
     return np.ascontiguousarray(matrix)
 
 
-def check_unit(seed: bytes, a: Any, b: Any) -> tuple[Int8, Int8]:
-    """Return the operands C-contiguous, or raise UnitError saying what is wrong with the seed or with them."""
-    check_seed(seed)
-    a, b = check_operand("a", a), check_operand("b", b)
+def check_inner_dimension(a: Int8, b: Int8) -> None:
+    """Raise UnitError unless a has as many columns as b has rows."""
     if a.shape[1] != b.shape[0]:
         raise UnitError(f"inner dimensions differ: a is {a.shape[0]}×{a.shape[1]}, b is {b.shape[0]}×{b.shape[1]}")
-    return a, b
+
+
+def check_threads(threads: int) -> None:
+    """Raise UnitError unless there is at least one thread."""
+    if threads < 1:
+        raise UnitError(f"threads = {threads}: expected at least 1")

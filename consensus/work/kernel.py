@@ -1,0 +1,569 @@
+"""The work function for x86-64 with AVX2: numba functions around a few vector instructions written as LLVM IR.
+
+Two kernels multiply a 4×16 register tile over the whole inner dimension, folding the running sums at every chunk's end:
+
+wide    operands as pairs of int16, `vpmaddwd`: any noised operands.
+narrow  operands as quads of bytes, `vpmaddubsw` (unsigned × signed): operands of 7 bits, so idle units, whose operands
+        are pure noise, and products without noise. 1.4 times as fast.
+
+Recovery costs no pass of its own. With U = Σ_c A_c Q_c (the gathers of A by q) and V = Σ_c P_c B'_c,
+
+    A·B = A'·B' − U·right − left·V,
+
+so two more chunks, [−U | −left] × [right ; V], run through the wide kernel after the last fold and leave the true
+product in the registers. |U| ≤ 63·64 and |V| ≤ 127·64 fit int16; the sums may wrap on their way, the result is exact.
+
+Packed layouts (strips hold all of the inner dimension, so that the kernels read forwards only):
+
+    rows      [group of 4 rows][pair or quad of inner indices][row][index in the pair or quad]
+    columns   [strip of 16 columns][pair or quad][column][index in the pair or quad]
+
+A slot is an index of 0 … 63, plus 64 where the sign is −1: tables hold both signs, so signs cost nothing.
+
+Matrices of the caller come as addresses with a stride in bytes: arrays would compile anew for each mix of layout and
+writability. Every other array is made here or in `engine`. All intrinsics and the functions that use them share this
+file, since numba's cache looks for changes in a function's own file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from consensus.work.unit import LANES, TILE
+
+GROUP = 4
+STRIP = 16
+TAIL = 2 * TILE
+"""Inner indices that recovery appends."""
+SLOTS = 2 * TILE
+WIDE_BYTES = 2
+"""Size of a packed entry of the wide kernel; the narrow kernel's take one byte."""
+IDLE_BIAS = 64
+PLAIN_BIAS = 63
+
+_CHUNK_PAIRS = TILE // 2
+_CHUNK_QUADS = TILE // 4
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_Address = ir.PointerType()
+
+
+class _Vectors:
+    """Loads, stores and shuffles of vectors: a thin layer over an LLVM builder. Addresses need no alignment."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.builder = builder
+
+    def pointer(self, address: ir.Value) -> ir.Value:
+        return self.builder.inttoptr(address, _Address)
+
+    def at(self, pointer: ir.Value, offset: ir.Value | int) -> ir.Value:
+        offset = _I64(offset) if isinstance(offset, int) else offset
+        return self.builder.gep(pointer, [offset], source_etype=_I8)
+
+    def load(self, kind: ir.Type, pointer: ir.Value, offset: ir.Value | int = 0) -> ir.Value:
+        return self.builder.load(self.at(pointer, offset), typ=kind, align=1)
+
+    def store(self, value: ir.Value, pointer: ir.Value, offset: ir.Value | int = 0) -> None:
+        self.builder.store(value, self.at(pointer, offset), align=1)
+
+    def shuffle(self, first: ir.Value, second: ir.Value, lanes: list[int]) -> ir.Value:
+        return self.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+
+    def splat(self, scalar: ir.Value, count: int) -> ir.Value:
+        empty = ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined)
+        return self.shuffle(self.builder.insert_element(empty, scalar, _I32(0)), empty, [0] * count)
+
+    def interleave(self, first: ir.Value, second: ir.Value) -> ir.Value:
+        """first[0], second[0], first[1], second[1], …"""
+        count = first.type.count
+        return self.shuffle(first, second, [lane for i in range(count) for lane in (i, count + i)])
+
+    def part(self, vector: ir.Value, start: int, count: int) -> ir.Value:
+        return self.shuffle(vector, vector, list(range(start, start + count)))
+
+    def cast(self, vector: ir.Value, element: ir.Type, count: int) -> ir.Value:
+        return self.builder.bitcast(vector, ir.VectorType(element, count))
+
+    def widen(self, vector: ir.Value, element: ir.Type) -> ir.Value:
+        return self.builder.sext(vector, ir.VectorType(element, vector.type.count))
+
+    def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+        signature = ir.FunctionType(result, [argument.type for argument in arguments])
+        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        return self.builder.call(function, arguments)
+
+
+def _vector_code(emit: Callable[..., None], count: int) -> tuple[Any, Callable[..., Any]]:
+    """What an intrinsic returns: a void signature of `count` int64 arguments, and the code that `emit` writes for it."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        emit(_Vectors(builder), *arguments)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * count), generate
+
+
+class _RegisterTile:
+    """4 rows × 16 columns of int32 sums, in eight registers over all of the inner dimension."""
+
+    _HALF = ir.VectorType(_I32, 8)
+
+    def __init__(self, v: _Vectors, a: ir.Value, b: ir.Value) -> None:
+        self._v = v
+        self._a = cgutils.alloca_once_value(v.builder, v.pointer(a))
+        self._b = cgutils.alloca_once_value(v.builder, v.pointer(b))
+        zero = ir.Constant(self._HALF, None)
+        self._sums = [[cgutils.alloca_once_value(v.builder, zero) for _ in range(2)] for _ in range(GROUP)]
+
+    def _add(self, row: int, half: int, term: ir.Value) -> None:
+        builder, slot = self._v.builder, self._sums[row][half]
+        builder.store(builder.add(builder.load(slot, typ=self._HALF), term), slot)
+
+    def _operands(self, step: int) -> tuple[list[ir.Value], list[ir.Value]]:
+        """Four broadcast words of a, one for each row, and the 16 columns' words of b, `step` words ahead."""
+        v = self._v
+        a, b = v.builder.load(self._a, typ=_Address), v.builder.load(self._b, typ=_Address)
+        rows = [v.splat(v.load(_I32, a, 4 * (GROUP * step + row)), 8) for row in range(GROUP)]
+        return rows, [v.load(self._HALF, b, 4 * (STRIP * step + 8 * half)) for half in range(2)]
+
+    def _advance(self, words: int) -> None:
+        v = self._v
+        for slot, size in ((self._a, 4 * GROUP * words), (self._b, 4 * STRIP * words)):
+            v.builder.store(v.at(v.builder.load(slot, typ=_Address), size), slot)
+
+    def add_pairs(self, count: ir.Value | int) -> None:
+        """Multiply `count` pairs of int16 (an even number: two are unrolled)."""
+        v = self._v
+        half_count = v.builder.udiv(_I64(count) if isinstance(count, int) else count, _I64(2))
+        with cgutils.for_range(v.builder, half_count):
+            for step in range(2):
+                rows, columns = self._operands(step)
+                for r, row in enumerate(rows):
+                    for h, column in enumerate(columns):
+                        pair = v.cast(row, _I16, 16), v.cast(column, _I16, 16)
+                        self._add(r, h, v.call("llvm.x86.avx2.pmadd.wd", self._HALF, *pair))
+            self._advance(2)
+
+    def add_quads(self, count: int) -> None:
+        """Multiply `count` quads, unsigned bytes of a (≤ 127) by signed bytes of b (≥ −64, ≤ 64): an even number.
+
+        A word of int16 takes four products, each in [−127·64, 127·64], so at most 32512 in magnitude: exact.
+        """
+        v = self._v
+        ones = ir.Constant(ir.VectorType(_I16, 16), [1] * 16)
+        with cgutils.for_range(v.builder, _I64(count // 2)):
+            first, second = self._operands(0), self._operands(1)
+            for r in range(GROUP):
+                for h in range(2):
+                    terms = [
+                        v.call(
+                            "llvm.x86.avx2.pmadd.ub.sw",
+                            ones.type,
+                            v.cast(rows[r], _I8, 32),
+                            v.cast(columns[h], _I8, 32),
+                        )
+                        for rows, columns in (first, second)
+                    ]
+                    self._add(r, h, v.call("llvm.x86.avx2.pmadd.wd", self._HALF, v.builder.add(*terms), ones))
+            self._advance(2)
+
+    def add_to_columns(self, words: ir.Value) -> None:
+        """Add 16 int32 at `words` to every row."""
+        for half in range(2):
+            word = self._v.load(self._HALF, words, 32 * half)
+            for row in range(GROUP):
+                self._add(row, half, word)
+
+    def fold_into(self, words: ir.Value) -> None:
+        """XOR every row into the 16 words at `words`."""
+        v = self._v
+        for half in range(2):
+            folded = v.load(self._HALF, words, 32 * half)
+            for row in self._sums:
+                folded = v.builder.xor(folded, v.builder.load(row[half], typ=self._HALF))
+            v.store(folded, words, 32 * half)
+
+    def store(self, out: ir.Value, stride: ir.Value) -> None:
+        v = self._v
+        start = v.pointer(out)
+        for row in self._sums:
+            for half in range(2):
+                v.store(v.builder.load(row[half], typ=self._HALF), start, 32 * half)
+            start = v.at(start, stride)
+
+
+@intrinsic
+def _wide_tile(_: Any, a: Any, b: Any, chunks: Any, tail: Any, folds: Any, out: Any, stride: Any) -> Any:
+    """4 rows × 16 columns: `chunks` chunks, folded into folds[chunk], then `tail` pairs unfolded; the sums go to `out`."""
+
+    def emit(v: _Vectors, a: Any, b: Any, chunks: Any, tail: Any, folds: Any, out: Any, stride: Any) -> None:
+        tile = _RegisterTile(v, a, b)
+        start = v.pointer(folds)
+        with cgutils.for_range(v.builder, chunks) as loop:
+            tile.add_pairs(_CHUNK_PAIRS)
+            tile.fold_into(v.at(start, v.builder.mul(loop.index, _I64(4 * LANES))))
+        tile.add_pairs(tail)
+        tile.store(out, stride)
+
+    return _vector_code(emit, 7)
+
+
+@intrinsic
+def _narrow_tile(_: Any, a: Any, b: Any, chunks: Any, offsets: Any, folds: Any, out: Any, stride: Any) -> Any:
+    """4 rows × 16 columns: as `_wide_tile`, adding offsets[chunk] (16 int32) to every row before the chunk is folded."""
+
+    def emit(v: _Vectors, a: Any, b: Any, chunks: Any, offsets: Any, folds: Any, out: Any, stride: Any) -> None:
+        tile = _RegisterTile(v, a, b)
+        words, corrections = v.pointer(folds), v.pointer(offsets)
+        with cgutils.for_range(v.builder, chunks) as loop:
+            tile.add_quads(_CHUNK_QUADS)
+            offset = v.builder.mul(loop.index, _I64(4 * LANES))
+            tile.add_to_columns(v.at(corrections, offset))
+            tile.fold_into(v.at(words, offset))
+        tile.store(out, stride)
+
+    return _vector_code(emit, 7)
+
+
+@intrinsic
+def _noise_rows(
+    _: Any, a: Any, stride: Any, p: Any, q: Any, low: Any, high: Any, sums_low: Any, sums_high: Any, out: Any
+) -> Any:
+    """Pack 4 rows × 16 columns of A' as eight 16-byte vectors, one for each pair of columns.
+
+    p, q: the columns' 16 slots (int64). low, high: the noise of 4 rows for each slot, in the lower or upper half of a
+    32-bit word. The columns of A are summed by q: even ones in the lower halves of sums_low, odd ones in the upper
+    halves of sums_high; the other halves gather nonsense.
+    """
+
+    def emit(
+        v: _Vectors, a: Any, stride: Any, p: Any, q: Any, low: Any, high: Any, sums_low: Any, sums_high: Any, out: Any
+    ) -> None:
+        builder = v.builder
+        row, rows = v.pointer(a), []
+        for _row in range(GROUP):
+            rows.append(v.cast(v.widen(v.load(ir.VectorType(_I8, 16), row), _I16), _I32, 8))
+            row = v.at(row, stride)
+        upper, lower = (v.cast(v.interleave(*pair), _I64, 8) for pair in (rows[:2], rows[2:]))
+        transposed = v.interleave(upper, lower)
+        p, q, low, high, sums_low, sums_high, out = map(v.pointer, (p, q, low, high, sums_low, sums_high, out))
+        kind = ir.VectorType(_I16, 8)
+
+        def entry(table: ir.Value, slots: ir.Value, column: int) -> ir.Value:
+            return v.at(table, builder.shl(v.load(_I64, slots, 8 * column), _I64(4)))
+
+        for pair in range(8):
+            even, odd = 2 * pair, 2 * pair + 1
+            plain = v.cast(v.part(transposed, 2 * pair, 2), _I16, 8)
+            noise = builder.or_(v.load(kind, entry(low, p, even)), v.load(kind, entry(high, p, odd)))
+            v.store(builder.add(plain, noise), out, 16 * pair)
+            for total in (entry(sums_low, q, even), entry(sums_high, q, odd)):
+                v.store(builder.add(v.load(kind, total), plain), total)
+
+    return _vector_code(emit, 9)
+
+
+@intrinsic
+def _noise_columns(_: Any, b: Any, stride: Any, p: Any, q: Any, noise: Any, sums: Any, out: Any) -> Any:
+    """Pack 2 rows × 16 columns of B' as 64 bytes, and sum its rows by p.
+
+    p, q: the rows' 2 slots (int64). noise, sums: 16 int16 for each slot.
+    """
+
+    def emit(v: _Vectors, b: Any, stride: Any, p: Any, q: Any, noise: Any, sums: Any, out: Any) -> None:
+        builder = v.builder
+        p, q, noise, sums = map(v.pointer, (p, q, noise, sums))
+        kind = ir.VectorType(_I16, 16)
+        row, rows = v.pointer(b), []
+        for index in range(2):
+            plain = v.widen(v.load(ir.VectorType(_I8, 16), row), _I16)
+            q_offset, p_offset = (builder.shl(v.load(_I64, slots, 8 * index), _I64(5)) for slots in (q, p))
+            noisy = builder.add(plain, v.load(kind, noise, q_offset))
+            v.store(builder.add(v.load(kind, sums, p_offset), noisy), sums, p_offset)
+            rows.append(noisy)
+            row = v.at(row, stride)
+        v.store(v.interleave(*rows), v.pointer(out))
+
+    return _vector_code(emit, 7)
+
+
+@intrinsic
+def _interleave_pair(_: Any, first: Any, second: Any, out: Any) -> Any:
+    """Pack two rows of 16 int16 as 64 bytes."""
+
+    def emit(v: _Vectors, first: Any, second: Any, out: Any) -> None:
+        rows = [v.load(ir.VectorType(_I16, 16), v.pointer(row)) for row in (first, second)]
+        v.store(v.interleave(*rows), v.pointer(out))
+
+    return _vector_code(emit, 3)
+
+
+@intrinsic
+def _interleave_quad(_: Any, first: Any, second: Any, third: Any, fourth: Any, out: Any, stride: Any) -> Any:
+    """Pack four rows of 16 bytes as quads: 16-byte pieces of four quads each, `stride` bytes apart."""
+
+    def emit(v: _Vectors, first: Any, second: Any, third: Any, fourth: Any, out: Any, stride: Any) -> None:
+        rows = [v.load(ir.VectorType(_I8, 16), v.pointer(row)) for row in (first, second, third, fourth)]
+        upper, lower = (v.cast(v.interleave(*pair), _I16, 16) for pair in (rows[:2], rows[2:]))
+        quads = v.cast(v.interleave(upper, lower), _I32, 16)
+        piece = v.pointer(out)
+        for start in range(0, 16, 4):
+            v.store(v.part(quads, start, 4), piece)
+            piece = v.at(piece, stride)
+
+    return _vector_code(emit, 6)
+
+
+@intrinsic
+def _biased_quads(_: Any, a: Any, stride: Any, out: Any) -> Any:
+    """Pack 4 rows × 16 columns of A + 63 as four quads of each row."""
+
+    def emit(v: _Vectors, a: Any, stride: Any, out: Any) -> None:
+        row, rows = v.pointer(a), []
+        bias = ir.Constant(ir.VectorType(_I8, 16), [PLAIN_BIAS] * 16)
+        for _row in range(GROUP):
+            rows.append(v.cast(v.builder.add(v.load(ir.VectorType(_I8, 16), row), bias), _I32, 4))
+            row = v.at(row, stride)
+        upper, lower = (v.cast(v.interleave(*pair), _I64, 4) for pair in (rows[:2], rows[2:]))
+        v.store(v.interleave(upper, lower), v.pointer(out))
+
+    return _vector_code(emit, 3)
+
+
+@intrinsic
+def _chunk_offsets(_: Any, columns: Any, bias: Any, out: Any) -> Any:
+    """−bias · (the sums of a packed chunk's 16 columns), 16 int32: what takes the rows' bias out of a product."""
+
+    def emit(v: _Vectors, columns: Any, bias: Any, out: Any) -> None:
+        pairs, half = ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
+        ones = ir.Constant(ir.VectorType(_I8, 32), [1] * 32)
+        factor = v.splat(v.builder.trunc(v.builder.neg(bias), _I16), 16)
+        columns, out = v.pointer(columns), v.pointer(out)
+        totals = [ir.Constant(half, None)] * 2
+        for quad in range(_CHUNK_QUADS):
+            for h in range(2):
+                quads = v.load(ones.type, columns, 4 * (STRIP * quad + 8 * h))
+                sums = v.call("llvm.x86.avx2.pmadd.ub.sw", pairs, ones, quads)
+                totals[h] = v.builder.add(totals[h], v.call("llvm.x86.avx2.pmadd.wd", half, sums, factor))
+        for h, total in enumerate(totals):
+            v.store(total, out, 32 * h)
+
+    return _vector_code(emit, 3)
+
+
+@intrinsic
+def _address(_: Any, array: Any) -> Any:
+    """Where the array's first entry is. Numba's own `.ctypes.data` is unsigned: adding to it an int64 makes a float."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, _I64)
+
+    return types.int64(array), generate
+
+
+_compiled = partial(njit, cache=True, nogil=True, error_model="numpy")
+
+
+@_compiled("void(uint32[::1], uint32[::1])")
+def _advance_state(state: Any, folds: Any) -> None:
+    """Run one tile's folds, 16 words for each chunk, through state ← rotl(state, 13) ⊕ fold; clear them."""
+    for start in range(0, folds.size, LANES):
+        for lane in range(LANES):
+            rotated = (state[lane] << np.uint32(13)) | (state[lane] >> np.uint32(19))
+            state[lane] = rotated ^ folds[start + lane]
+            folds[start + lane] = 0
+
+
+@_compiled("void(int64, int64, int8[:,::1], int64[::1], int64[::1], int32[:,::1], uint8[::1])")
+def pack_wide_rows(a: int, stride: int, left: Any, p: Any, q: Any, tables: Any, packed: Any) -> None:
+    """Pack 64 rows of A' and, behind them, [−U | −left].
+
+    a, stride: the rows of A, k int8 each. left: (64, 64), the rows' noise. p, q: (k,) slots.
+    tables: (4, 128·4) of scratch. packed: 64·(k + 128)·2 bytes.
+    """
+    k = p.size
+    low, high, sums_low, sums_high = tables[0], tables[1], tables[2], tables[3]
+    half = TILE * GROUP
+    group_size = GROUP * (k + TAIL) * WIDE_BYTES
+    for group in range(TILE // GROUP):
+        for index in range(TILE):
+            for row in range(GROUP):
+                word = np.int32(left[GROUP * group + row, index])
+                low[GROUP * index + row] = word & 0xFFFF
+                low[half + GROUP * index + row] = -word & 0xFFFF
+                high[GROUP * index + row] = word << 16
+                high[half + GROUP * index + row] = -word << 16
+        sums_low[:] = 0
+        sums_high[:] = 0
+        out = _address(packed) + group * group_size
+        rows = a + GROUP * group * stride
+        for column in range(0, k, 16):
+            p_at, q_at = _address(p) + 8 * column, _address(q) + 8 * column
+            noise = _address(low), _address(high)
+            sums = _address(sums_low), _address(sums_high)
+            _noise_rows(rows + column, stride, p_at, q_at, noise[0], noise[1], sums[0], sums[1], out)
+            out += 16 * GROUP * WIDE_BYTES
+        tail = packed[group * group_size + GROUP * k * WIDE_BYTES : (group + 1) * group_size].view(np.int32)
+        for entry in range(half):
+            even = np.int32(sums_low[entry] - sums_low[half + entry]) << 16 >> 16
+            odd = (sums_high[entry] >> 16) - (sums_high[half + entry] >> 16)
+            sums_low[entry] = -(even + odd)
+        for pair in range(_CHUNK_PAIRS):
+            for row in range(GROUP):
+                first, second = 2 * GROUP * pair + row, 2 * GROUP * pair + GROUP + row
+                tail[GROUP * pair + row] = (sums_low[first] & 0xFFFF) | (sums_low[second] << 16)
+                tail[half // 2 + GROUP * pair + row] = low[half + first] | high[half + second]
+
+
+@_compiled("void(int64, int64, int8[:,:], int64[::1], int64[::1], int16[:,:,:,::1], uint8[::1])")
+def pack_wide_columns(b: int, stride: int, right: Any, p: Any, q: Any, tables: Any, packed: Any) -> None:
+    """Pack 64 columns of B' and, below them, [right ; V].
+
+    b, stride: the columns in k rows of B. right: (64, 64), the columns' noise. p, q: (k,) slots.
+    tables: (2, 4, 128, 16) of scratch. packed: (k + 128)·64·2 bytes.
+    """
+    k = p.size
+    noise, sums = tables[0], tables[1]
+    strip_size = STRIP * (k + TAIL) * WIDE_BYTES
+    pair_size = 2 * STRIP * WIDE_BYTES
+    for strip in range(TILE // STRIP):
+        for index in range(TILE):
+            for column in range(STRIP):
+                word = np.int16(right[index, STRIP * strip + column])
+                noise[strip, index, column] = word
+                noise[strip, TILE + index, column] = -word
+    sums[:] = 0
+    # Chunk by chunk, since 64 rows' cache lines stay in the cache for all four strips; all k rows' would not.
+    for start in range(0, k, TILE):
+        for strip in range(TILE // STRIP):
+            noise_at, sums_at = _address(noise[strip]), _address(sums[strip])
+            out = _address(packed) + strip * strip_size + start * STRIP * WIDE_BYTES
+            for row in range(start, start + TILE, 2):
+                p_at, q_at = _address(p) + 8 * row, _address(q) + 8 * row
+                _noise_columns(b + row * stride + STRIP * strip, stride, p_at, q_at, noise_at, sums_at, out)
+                out += pair_size
+    for strip in range(TILE // STRIP):
+        for index in range(TILE):
+            for column in range(STRIP):
+                sums[strip, index, column] -= sums[strip, TILE + index, column]
+        out = _address(packed) + strip * strip_size + k * STRIP * WIDE_BYTES
+        for table in (noise[strip], sums[strip]):
+            for index in range(0, TILE, 2):
+                _interleave_pair(_address(table[index]), _address(table[index + 1]), out)
+                out += pair_size
+
+
+@_compiled("void(uint8[::1], uint8[:,::1], boolean, uint32[::1], int32[:,::1], uint32[:,::1])")
+def multiply_wide(rows: Any, columns: Any, recover: bool, folds: Any, product: Any, states: Any) -> None:
+    """Multiply 64 packed rows with all packed columns, 64 to a row of the array.
+
+    recover: run the tail, so that the product is the true one. folds: (k/64·16,) of zeros, left as zeros.
+    product: (64, n). states: (n/64, 16), zeros to begin with.
+    """
+    n = product.shape[1]
+    chunks = folds.size // LANES
+    depth = WIDE_BYTES * (TILE * chunks + TAIL)
+    tail = TAIL // 2 if recover else 0
+    for tile in range(n // TILE):
+        for column in range(TILE * tile, TILE * (tile + 1), STRIP):
+            b = _address(columns) + column * depth
+            for row in range(0, TILE, GROUP):
+                a, out = _address(rows) + row * depth, _address(product) + 4 * (row * n + column)
+                _wide_tile(a, b, chunks, tail, _address(folds), out, 4 * n)
+        _advance_state(states[tile], folds)
+
+
+@_compiled("void(int8[:,::1], int64[::1], uint8[:,::1], uint8[::1])")
+def pack_idle_rows(left: Any, p: Any, table: Any, packed: Any) -> None:
+    """Pack left[:, p] + 64, without the signs, which go to the columns: bytes in [0, 127].
+
+    left: (64, 64). p: (k,) indices. table: (64, 16) of scratch. packed: 64·k bytes.
+    """
+    k = p.size
+    group_size = GROUP * k
+    for first in range(0, TILE, 16):
+        for index in range(TILE):
+            for row in range(16):
+                table[index, row] = left[first + row, index] + IDLE_BIAS
+        at = _address(table)
+        out = _address(packed) + first * k
+        for c in range(0, k, 4):
+            a0, a1, a2, a3 = at + 16 * p[c], at + 16 * p[c + 1], at + 16 * p[c + 2], at + 16 * p[c + 3]
+            _interleave_quad(a0, a1, a2, a3, out, group_size)
+            out += 4 * GROUP
+
+
+@_compiled("void(int8[:,:], int64[::1], int8[:,::1], uint8[::1], int32[:,:,::1])")
+def pack_idle_columns(right: Any, q: Any, table: Any, packed: Any, offsets: Any) -> None:
+    """Pack ±right[q] with the signs of both permutations: bytes in [−64, 64].
+
+    right: (64, 64), of 64 columns. q: (k,) slots. table: (128, 16) of scratch. packed: k·64 bytes.
+    offsets: (4, k/64, 16), what takes the rows' bias out of each chunk of each strip.
+    """
+    k = q.size
+    for strip in range(TILE // STRIP):
+        for index in range(TILE):
+            for column in range(STRIP):
+                table[index, column] = right[index, STRIP * strip + column]
+                table[TILE + index, column] = -right[index, STRIP * strip + column]
+        at = _address(table)
+        out = _address(packed) + strip * STRIP * k
+        for r in range(0, k, 4):
+            b0, b1, b2, b3 = at + 16 * q[r], at + 16 * q[r + 1], at + 16 * q[r + 2], at + 16 * q[r + 3]
+            _interleave_quad(b0, b1, b2, b3, out, 16)
+            out += 4 * STRIP
+        for chunk in range(k // TILE):
+            start = _address(packed) + STRIP * (strip * k + TILE * chunk)
+            _chunk_offsets(start, IDLE_BIAS, _address(offsets[strip, chunk]))
+
+
+@_compiled("void(int64, int64, int64, uint8[::1])")
+def pack_plain_rows(a: int, stride: int, k: int, packed: Any) -> None:
+    """Pack 64 rows of A + 63: bytes in [0, 126]. a, stride: the rows, k int8 each. packed: 64·k bytes."""
+    out = _address(packed)
+    for row in range(0, TILE, GROUP):
+        for column in range(0, k, 16):
+            _biased_quads(a + row * stride + column, stride, out)
+            out += 16 * GROUP
+
+
+@_compiled("void(int64, int64, int64, uint8[::1], int32[:,:,::1])")
+def pack_plain_columns(b: int, stride: int, k: int, packed: Any, offsets: Any) -> None:
+    """Pack 64 columns of B, given in k rows. packed: k·64 bytes. offsets: (4, k/64, 16), as for idle columns."""
+    for chunk in range(k // TILE):
+        for strip in range(TILE // STRIP):
+            start = out = _address(packed) + STRIP * (strip * k + TILE * chunk)
+            first = b + TILE * chunk * stride + STRIP * strip
+            for r in range(0, TILE, 4):
+                row = first + r * stride
+                _interleave_quad(row, row + stride, row + 2 * stride, row + 3 * stride, out, 16)
+                out += 4 * STRIP
+            _chunk_offsets(start, PLAIN_BIAS, _address(offsets[strip, chunk]))
+
+
+@_compiled("void(uint8[::1], uint8[:,::1], int32[:,:,:,::1], uint32[::1], int32[:,::1], uint32[:,::1])")
+def multiply_narrow(rows: Any, columns: Any, offsets: Any, folds: Any, product: Any, states: Any) -> None:
+    """Multiply 64 packed rows with all packed columns, 64 to a row of the array.
+
+    offsets: (n/64, 4, k/64, 16). folds: (k/64·16,) of zeros, left as zeros. product: (64, n). states: (n/64, 16), zeros.
+    """
+    n = product.shape[1]
+    chunks = folds.size // LANES
+    depth = TILE * chunks
+    for tile in range(n // TILE):
+        for column in range(TILE * tile, TILE * (tile + 1), STRIP):
+            b, offset = _address(columns) + column * depth, _address(offsets[tile, column % TILE // STRIP])
+            for row in range(0, TILE, GROUP):
+                a, out = _address(rows) + row * depth, _address(product) + 4 * (row * n + column)
+                _narrow_tile(a, b, chunks, offset, _address(folds), out, 4 * n)
+        _advance_state(states[tile], folds)
