@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 N = TypeVar("N")
 
 _CLOSE_SECONDS = 1.0
-"""How long a WebSocket may take to answer a closing frame before its connection is cut."""
+"""How long a closing WebSocket may take over its last frames before the connection is cut."""
 
 
 class RpcConfig(Struct, frozen=True):
@@ -188,15 +188,11 @@ class _Socket:
                     task.cancel()
 
     async def close(self, code: WSCloseCode, message: bytes) -> None:
-        """Say why, and hang up on whoever does not answer: he won't read the rest either."""
-        with suppress(TimeoutError):
+        """Say why and close; whoever lets the closing frame wait is cut off."""
+        try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._ws.close(code=code, message=message, drain=False)
-        self.abandon_if_broken()
-
-    def abandon_if_broken(self) -> None:
-        """Free the connection at once, unsent bytes included, unless both sides closed it in good order."""
-        if self._ws.close_code == WSCloseCode.ABNORMAL_CLOSURE:
+        except TimeoutError:
             self._transport.abort()
 
     async def _answer(self, message: str) -> None:
@@ -425,7 +421,8 @@ class RpcServer(Generic[N]):
         finally:
             self._hub.detach(feed)
             self._sockets.discard(socket)
-            socket.abandon_if_broken()
+            # A closed connection lives on until all is sent: one whose client does not read must not for long.
+            asyncio.get_running_loop().call_later(_CLOSE_SECONDS, transport.abort)
         return ws
 
     async def _close_sockets(self, _app: web.Application) -> None:

@@ -1,0 +1,795 @@
+"""The server on loopback, met by ordinary, careless and hostile clients."""
+
+import asyncio
+import gzip
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import aiohttp
+import pytest
+from aiohttp import WSCloseCode, WSMsgType, web
+from msgspec import Meta, Struct
+from yarl import URL
+
+from node.rpc.jsonrpc import INTERNAL_ERROR, NOT_FOUND, RpcError
+from node.rpc.registry import Info, NoParams, Params, Table
+from node.rpc.server import Probes, RpcConfig, RpcServer, Status, every_method
+from node.rpc.subscriptions import Hub
+
+
+class Head(Struct, frozen=True):
+    height: int
+    filler: str = ""
+
+
+class Add(Params, frozen=True):
+    a: Annotated[int, Meta(description="A summand.")]
+    b: Annotated[int, Meta(description="Another.")]
+
+
+class Wait(Params, frozen=True):
+    seconds: Annotated[float, Meta(description="How long.")]
+
+
+class Node:
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.most_waiting = 0
+        self.finished = 0
+        self.cancelled = 0
+        self.began = asyncio.Event()
+        self.stopped = asyncio.Event()
+
+
+TABLE: Table[Node] = Table()
+HEADS = TABLE.topic("newHeads", Head, "Each new tip.")
+JOBS = TABLE.topic("jobs", Head, "Jobs.")
+
+
+@TABLE.method("math_add")
+async def math_add(_node: Node, params: Add) -> int:
+    """The sum."""
+    return params.a + params.b
+
+
+@TABLE.method("node_wait")
+async def node_wait(node: Node, params: Wait) -> str:
+    """Take some time."""
+    node.waiting += 1
+    node.began.set()
+    node.most_waiting = max(node.most_waiting, node.waiting)
+    try:
+        await asyncio.sleep(params.seconds)
+        node.finished += 1
+    except asyncio.CancelledError:
+        node.cancelled += 1
+        node.stopped.set()
+        raise
+    finally:
+        node.waiting -= 1
+    return "done"
+
+
+@TABLE.method("node_break")
+async def node_break(_node: Node, _params: NoParams) -> int:
+    """Fail."""
+    raise RuntimeError("secret")
+
+
+class Harness:
+    """A running server with everything that was injected into it."""
+
+    def __init__(self, config: RpcConfig) -> None:
+        self.node = Node()
+        self.hub = Hub(TABLE.topics)
+        self.status = Status(True)
+        self.observed: list[tuple[str, str]] = []
+        self.uploads: list[int] = []
+        self.server = RpcServer(
+            config,
+            Info("Test RPC", "1"),
+            TABLE,
+            self.node,
+            self.hub,
+            Probes(lambda: Status(True), lambda: self.status, lambda: b"tilework_height 7\n"),
+            lambda method, _seconds, outcome: self.observed.append((method, outcome)),
+            [web.put("/tensor/{name}", self.upload)],
+        )
+
+    async def upload(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["name"] == "none":
+            raise RpcError(NOT_FOUND, "No such tensor")
+        size = 0
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
+        self.uploads.append(size)
+        return web.Response(status=204)
+
+
+class Browser:
+    """An HTTP client bound to the server's URL."""
+
+    def __init__(self, url: URL, session: aiohttp.ClientSession) -> None:
+        self.url = url
+        self.session = session
+
+    async def post(self, body: str | bytes, **headers: str) -> tuple[int, Any]:
+        sent = {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        async with self.session.post(self.url, data=body, headers=sent) as response:
+            text = await response.read()
+            return response.status, json.loads(text) if text else None
+
+    async def call(self, method: str, *params: object) -> Any:
+        status, answer = await self.post(request(method, *params))
+        assert status == 200
+        return answer
+
+
+def request(method: str, *params: object, request_id: int = 1) -> str:
+    return json.dumps({"jsonrpc": "2.0", "method": method, "params": params, "id": request_id})
+
+
+@asynccontextmanager
+async def running(**config: Any) -> AsyncIterator[tuple[Harness, Browser]]:
+    harness = Harness(RpcConfig(**{"shutdown_seconds": 0.2, **config}))
+    async with harness.server.serving() as url, aiohttp.ClientSession() as session:
+        yield harness, Browser(url, session)
+
+
+def scenario(body: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await body()
+
+    asyncio.run(bounded())
+
+
+async def raw_exchange(url: URL, text: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(text)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+# --- calls
+
+
+def test_post_call_batch_and_notification() -> None:
+    async def body() -> None:
+        async with running() as (harness, browser):
+            assert await browser.post(request("math_add", 2, 3)) == (200, {"jsonrpc": "2.0", "result": 5, "id": 1})
+            status, answers = await browser.post(f"[{request('math_add', 1, 1)},{request('math_add', 2, 2)}]")
+            assert (status, [answer["result"] for answer in answers]) == (200, [2, 4])
+            assert await browser.post('{"jsonrpc":"2.0","method":"math_add","params":[1,1]}') == (204, None)
+            status, answer = await browser.post("{")
+            assert (status, answer["error"]["code"]) == (200, -32700)
+            assert harness.observed == [("math_add", "OK")] * 4 + [("(none)", "PARSE_ERROR")]
+
+    scenario(body)
+
+
+def test_amounts_beyond_doubles_survive() -> None:
+    async def body() -> None:
+        async with running() as (_, browser):
+            assert (await browser.call("math_add", 2**62, 2**62 - 1))["result"] == 2**63 - 1
+
+    scenario(body)
+
+
+def test_internal_error_shows_an_incident_only() -> None:
+    async def body() -> None:
+        async with running() as (_, browser):
+            error = (await browser.call("node_break"))["error"]
+            assert error["code"] == INTERNAL_ERROR.code
+            assert "secret" not in json.dumps(error)
+            assert error["data"]["incident"]
+
+    scenario(body)
+
+
+def test_late_call_is_stopped() -> None:
+    async def body() -> None:
+        async with running(call_seconds=0.05) as (harness, browser):
+            answer = await browser.call("node_wait", 60)
+            assert answer["error"]["data"]["name"] == "TIMEOUT"
+            assert harness.node.cancelled == 1
+
+    scenario(body)
+
+
+def test_discover_describes_the_servers_own_methods_too() -> None:
+    async def body() -> None:
+        async with running() as (_, browser):
+            document = (await browser.call("rpc.discover"))["result"]
+            names = [method["name"] for method in document["methods"]]
+            assert names == ["rpc.discover", "subscribe", "unsubscribe", "math_add", "node_wait", "node_break"]
+            assert names == [method.name for method in every_method(TABLE)]
+            assert [topic["name"] for topic in document["x-topics"]] == ["newHeads", "jobs"]
+            assert all(method["description"] for method in document["methods"])
+
+    scenario(body)
+
+
+def test_table_cannot_redeclare_the_servers_methods() -> None:
+    mine: Table[Node] = Table()
+
+    @mine.method("subscribe")
+    async def subscribe(_node: Node, _params: NoParams) -> int:
+        """Shadow the server's."""
+        return 1
+
+    probes = Probes(lambda: Status(True), lambda: Status(True), lambda: b"")
+    with pytest.raises(AssertionError):
+        RpcServer(RpcConfig(), Info("T", "1"), mine, Node(), Hub(()), probes, lambda *_row: None)
+
+
+# --- HTTP
+
+
+def test_probes_and_metrics() -> None:
+    async def body() -> None:
+        async with running() as (harness, browser):
+
+            async def get(path: str) -> tuple[int, str, str]:
+                async with browser.session.get(browser.url / path) as response:
+                    return response.status, response.content_type, await response.text()
+
+            assert await get("health") == (200, "application/json", '{"ok":true,"reason":""}')
+            assert (await get("ready"))[0] == 200
+            harness.status = Status(False, "syncing, 30 blocks behind")
+            status, _, text = await get("ready")
+            assert (status, json.loads(text)) == (503, {"ok": False, "reason": "syncing, 30 blocks behind"})
+            assert (await get("health"))[0] == 200
+            assert await get("metrics") == (200, "text/plain", "tilework_height 7\n")
+
+    scenario(body)
+
+
+def test_wrong_path_or_verb_says_what_to_do() -> None:
+    async def body() -> None:
+        async with running() as (_, browser):
+            for verb, path, status in [
+                ("GET", "nothing", 404),
+                ("DELETE", "", 405),
+                ("GET", "", 426),
+                ("GET", "ws", 426),
+            ]:
+                async with browser.session.request(verb, browser.url / path) as response:
+                    assert response.status == status
+                    assert "POST JSON-RPC" in (await response.json())["error"]["data"]["fix"]
+
+    scenario(body)
+
+
+def test_body_limit() -> None:
+    async def body() -> None:
+        async with running(body_bytes=1000) as (harness, browser):
+            fits = request("math_add", 1, 2)
+            assert (await browser.post(fits + " " * (1000 - len(fits))))[0] == 200
+            status, answer = await browser.post(fits + " " * (1001 - len(fits)))
+            assert (status, answer["error"]["data"]["name"]) == (413, "LIMIT")
+
+            async def chunks() -> AsyncIterator[bytes]:
+                for _ in range(11):
+                    yield b" " * 100
+
+            headers = {"Content-Type": "application/json"}
+            async with browser.session.post(browser.url, data=chunks(), headers=headers) as response:
+                assert response.status == 413
+            assert harness.observed == [("math_add", "OK")]
+
+    scenario(body)
+
+
+def test_default_limits_are_the_documented_ones() -> None:
+    config = RpcConfig()
+    assert (config.host, config.body_bytes, config.connections, config.call_seconds) == (
+        "127.0.0.1",
+        5 * 1024 * 1024,
+        256,
+        10.0,
+    )
+    assert not config.allowed_hosts
+    assert not config.allowed_origins
+
+
+def test_announced_body_beyond_the_limit_is_not_awaited() -> None:
+    async def body() -> None:
+        async with running() as (_, browser):
+            reader, writer = await asyncio.open_connection(browser.url.host, browser.url.port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            writer.write(b"Content-Length: 99999999999\r\n\r\n[")
+            assert b" 413 " in await reader.readline()
+            writer.close()
+
+    scenario(body)
+
+
+def test_body_that_does_not_arrive_in_time() -> None:
+    async def body() -> None:
+        async with running(call_seconds=0.05) as (_, browser):
+            reader, writer = await asyncio.open_connection(browser.url.host, browser.url.port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            writer.write(b"Content-Length: 50\r\n\r\n{")
+            assert b" 408 " in await reader.readline()
+            writer.close()
+
+    scenario(body)
+
+
+def test_compressed_body_is_refused_rather_than_blown_up() -> None:
+    async def body() -> None:
+        async with running() as (harness, browser):
+            bomb = gzip.compress(b" " * 1_000_000 + request("math_add", 1, 1).encode())
+            status, answer = await browser.post(bomb, Content_Encoding="gzip")
+            assert status == 415
+            assert "uncompressed" in answer["error"]["data"]["fix"]
+            assert harness.observed == []
+
+    scenario(body)
+
+
+def test_extra_routes_stream_beyond_the_body_limit_under_the_same_rules() -> None:
+    async def body() -> None:
+        async with running(body_bytes=1000) as (harness, browser):
+
+            async def put(name: str, data: bytes, **headers: str) -> tuple[int, bytes]:
+                async with browser.session.put(browser.url / "tensor" / name, data=data, headers=headers) as response:
+                    return response.status, await response.read()
+
+            assert await put("a", b"x" * 1_000_000) == (204, b"")
+            assert harness.uploads == [1_000_000]
+            status, answer = await put("none", b"")
+            assert (status, json.loads(answer)["error"]["message"]) == (404, "No such tensor")
+            assert (await put("a", b"", Host="evil.example"))[0] == 403
+            assert (await put("a", b"", Origin="https://evil.example"))[0] == 403
+            assert len(harness.uploads) == 1
+
+    scenario(body)
+
+
+# --- who may call
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("127.0.0.1:8545", 200),
+        ("localhost", 200),
+        ("LOCALHOST:1", 200),
+        ("[::1]:8545", 200),
+        ("192.168.1.7", 200),
+        ("node.example", 200),
+        ("node.example:443", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+        ("a b", 403),
+        ("[", 403),
+    ],
+)
+def test_host_must_be_ours_against_dns_rebinding(host: str, status: int) -> None:
+    async def body() -> None:
+        async with running(allowed_hosts=frozenset({"node.example"})) as (_, browser):
+            seen, answer = await browser.post(request("math_add", 1, 1), Host=host)
+            assert seen == status
+            if status == 403:
+                assert answer["error"]["data"]["name"] == "FORBIDDEN"
+
+    scenario(body)
+
+
+def test_request_without_host_is_refused() -> None:
+    async def body() -> None:
+        async with running() as (_, browser):
+            assert b" 403 " in await raw_exchange(browser.url, b"GET /health HTTP/1.0\r\n\r\n")
+
+    scenario(body)
+
+
+def test_post_that_a_browser_sends_without_asking_is_refused() -> None:
+    async def body() -> None:
+        async with running() as (harness, browser):
+            for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp"):
+                status, _ = await browser.post(request("math_add", 1, 1), Content_Type=kind)
+                assert status == 415
+            assert (await browser.post(request("math_add", 1, 1), Content_Type="application/json; charset=utf-8"))[
+                0
+            ] == 200
+            assert len(harness.observed) == 1
+
+    scenario(body)
+
+
+def test_foreign_origin_is_refused_by_default_and_no_cors_header_is_sent() -> None:
+    async def body() -> None:
+        async with running() as (harness, browser):
+            assert (await browser.post(request("math_add", 1, 1), Origin="https://evil.example"))[0] == 403
+            assert (await browser.post(request("math_add", 1, 1), Origin="null"))[0] == 403
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await browser.session.ws_connect(browser.url / "ws", headers={"Origin": "https://evil.example"})
+            assert refused.value.status == 403
+            assert harness.observed == []
+            own = str(browser.url.origin())
+            headers = {"Origin": own, "Content-Type": "application/json"}
+            async with browser.session.post(browser.url, data=request("math_add", 1, 1), headers=headers) as response:
+                assert response.status == 200
+                assert not [name for name in response.headers if name.lower().startswith("access-control")]
+            async with browser.session.ws_connect(browser.url / "ws", headers={"Origin": own}):
+                pass
+
+    scenario(body)
+
+
+def test_configured_origin_may_call_after_preflight() -> None:
+    page = "https://explorer.example"
+
+    async def body() -> None:
+        async with running(allowed_origins=frozenset({page})) as (_, browser):
+            asking = {"Origin": page, "Access-Control-Request-Method": "POST"}
+            async with browser.session.options(browser.url, headers=asking) as response:
+                assert response.status == 204
+                assert response.headers["Access-Control-Allow-Origin"] == page
+                assert response.headers["Access-Control-Allow-Headers"] == "Content-Type"
+                assert response.headers["Vary"] == "Origin"
+            headers = {"Origin": page, "Content-Type": "application/json"}
+            async with browser.session.post(browser.url, data=request("math_add", 1, 1), headers=headers) as response:
+                assert response.status == 200
+                assert response.headers["Access-Control-Allow-Origin"] == page
+            for other in ("https://evil.example", "http://explorer.example", page + ".evil.example"):
+                async with browser.session.options(browser.url, headers={**asking, "Origin": other}) as response:
+                    assert response.status == 403
+                    assert "Access-Control-Allow-Origin" not in response.headers
+
+    scenario(body)
+
+
+# --- connections
+
+
+def test_connections_are_limited_and_freed() -> None:
+    async def body() -> None:
+        async with running(connections=3) as (_, browser):
+            ask = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            held = [await asyncio.open_connection(browser.url.host, browser.url.port) for _ in range(3)]
+            for reader, writer in held:
+                writer.write(ask)
+                assert b" 200 " in await reader.readline()
+            refused = await raw_exchange(browser.url, ask)
+            assert refused.startswith(b"HTTP/1.1 503 ")
+            head, _, text = refused.partition(b"\r\n\r\n")
+            assert b"Content-Length: %d" % len(text) in head
+            assert json.loads(text)["error"]["data"]["name"] == "LIMIT"
+            held[0][1].close()
+            await held[0][1].wait_closed()
+            await asyncio.sleep(0.05)
+            assert (await browser.post(request("math_add", 1, 1)))[0] == 200
+            for _, writer in held[1:]:
+                writer.close()
+
+    scenario(body)
+
+
+def test_burst_of_connections_does_not_slip_past_the_limit() -> None:
+    async def body() -> None:
+        async with running(connections=5) as (_, browser):
+            ask = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+            async def try_one() -> tuple[bool, asyncio.StreamWriter]:
+                reader, writer = await asyncio.open_connection(browser.url.host, browser.url.port)
+                writer.write(ask)
+                return b" 200 " in await reader.readline(), writer
+
+            tried = await asyncio.gather(*(try_one() for _ in range(40)))
+            assert sum(served for served, _ in tried) == 5
+            for _, writer in tried:
+                writer.close()
+
+    scenario(body)
+
+
+def test_port_in_use_is_an_error() -> None:
+    async def body() -> None:
+        async with running() as (_, browser):
+            with pytest.raises(OSError, match="in use"):
+                async with running(port=browser.url.port):
+                    pass
+
+    scenario(body)
+
+
+# --- WebSocket
+
+
+async def ask(ws: aiohttp.ClientWebSocketResponse, method: str, *params: object, request_id: int = 1) -> Any:
+    await ws.send_str(request(method, *params, request_id=request_id))
+    return await ws.receive_json()
+
+
+def event(subscription: int, topic: str, height: int, filler: str = "") -> dict[str, object]:
+    params = {"subscription": subscription, "topic": topic, "event": {"height": height, "filler": filler}}
+    return {"jsonrpc": "2.0", "method": "subscription", "params": params}
+
+
+@pytest.mark.parametrize("path", ["ws", ""])
+def test_calls_over_a_websocket(path: str) -> None:
+    async def body() -> None:
+        async with running() as (_, browser), browser.session.ws_connect(browser.url / path) as ws:
+            assert (await ask(ws, "math_add", 2, 3)) == {"jsonrpc": "2.0", "result": 5, "id": 1}
+            await ws.send_str(f"[{request('math_add', 1, 1)}]")
+            assert [answer["result"] for answer in await ws.receive_json()] == [2]
+            await ws.send_str("nonsense")
+            assert (await ws.receive_json())["error"]["code"] == -32700
+            await ws.send_str('{"jsonrpc":"2.0","method":"math_add","params":[1,1]}')
+            assert (await ask(ws, "math_add", 4, 4))["result"] == 8
+
+    scenario(body)
+
+
+def test_a_slow_call_does_not_hold_up_the_next_one() -> None:
+    async def body() -> None:
+        async with running() as (_, browser), browser.session.ws_connect(browser.url / "ws") as ws:
+            await ws.send_str(request("node_wait", 0.2, request_id=1))
+            await ws.send_str(request("math_add", 1, 1, request_id=2))
+            assert [(await ws.receive_json())["id"] for _ in range(2)] == [2, 1]
+
+    scenario(body)
+
+
+def test_calls_in_flight_are_limited_by_not_reading_on() -> None:
+    async def body() -> None:
+        async with (
+            running(calls_in_flight=3) as (harness, browser),
+            browser.session.ws_connect(browser.url / "ws") as ws,
+        ):
+            for number in range(10):
+                await ws.send_str(request("node_wait", 0.02, request_id=number))
+            assert sorted([(await ws.receive_json())["id"] for _ in range(10)]) == list(range(10))
+            assert harness.node.most_waiting == 3
+
+    scenario(body)
+
+
+def test_leaving_cancels_calls_and_frees_the_feed() -> None:
+    async def body() -> None:
+        async with running() as (harness, browser):
+            async with browser.session.ws_connect(browser.url / "ws") as ws:
+                await ask(ws, "subscribe", "newHeads")
+                await ws.send_str(request("node_wait", 60))
+                await harness.node.began.wait()
+            await harness.node.stopped.wait()
+            harness.hub.publish(HEADS, Head(1))
+            assert (await browser.call("math_add", 1, 1))["result"] == 2
+
+    scenario(body)
+
+
+def test_subscription_delivers_in_order_until_unsubscribed() -> None:
+    async def body() -> None:
+        async with running() as (harness, browser), browser.session.ws_connect(browser.url / "ws") as ws:
+            harness.hub.publish(HEADS, Head(0))
+            first = (await ask(ws, "subscribe", "newHeads"))["result"]
+            second = (await ask(ws, "subscribe", "newHeads"))["result"]
+            other = (await ask(ws, "subscribe", "jobs"))["result"]
+            assert len({first, second, other}) == 3
+            for height in (1, 2):
+                harness.hub.publish(HEADS, Head(height))
+            harness.hub.publish(JOBS, Head(9))
+            assert [await ws.receive_json() for _ in range(5)] == [
+                event(first, "newHeads", 1),
+                event(second, "newHeads", 1),
+                event(first, "newHeads", 2),
+                event(second, "newHeads", 2),
+                event(other, "jobs", 9),
+            ]
+            assert (await ask(ws, "unsubscribe", first))["result"] is True
+            assert (await ask(ws, "unsubscribe", first))["result"] is False
+            harness.hub.publish(HEADS, Head(3))
+            assert await ws.receive_json() == event(second, "newHeads", 3)
+
+    scenario(body)
+
+
+def test_subscriptions_belong_to_one_connection() -> None:
+    async def body() -> None:
+        async with (
+            running() as (harness, browser),
+            browser.session.ws_connect(browser.url / "ws") as mine,
+            browser.session.ws_connect(browser.url / "ws") as other,
+        ):
+            number = (await ask(mine, "subscribe", "newHeads"))["result"]
+            assert (await ask(other, "unsubscribe", number))["result"] is False
+            harness.hub.publish(HEADS, Head(1))
+            assert await mine.receive_json() == event(number, "newHeads", 1)
+            assert (await ask(other, "math_add", 1, 1))["result"] == 2
+
+    scenario(body)
+
+
+def test_answer_to_subscribe_comes_before_its_first_event() -> None:
+    async def body() -> None:
+        async with running() as (harness, browser), browser.session.ws_connect(browser.url / "ws") as ws:
+
+            async def publish() -> None:
+                while True:
+                    harness.hub.publish(HEADS, Head(1))
+                    await asyncio.sleep(0)
+
+            publisher = asyncio.create_task(publish())
+            try:
+                seen: set[int] = set()
+                for number in range(20):
+                    await ws.send_str(request("subscribe", "newHeads", request_id=number))
+                    while True:
+                        message = await ws.receive_json()
+                        if "result" in message:
+                            break
+                        assert message["params"]["subscription"] in seen
+                    seen.add(message["result"])
+                    await ask_until(ws, "unsubscribe", message["result"])
+            finally:
+                publisher.cancel()
+
+    async def ask_until(ws: aiohttp.ClientWebSocketResponse, method: str, *params: object) -> None:
+        await ws.send_str(request(method, *params))
+        while "result" not in await ws.receive_json():
+            pass
+
+    scenario(body)
+
+
+def test_subscribing_has_its_errors() -> None:
+    async def body() -> None:
+        async with running(subscriptions=2) as (_, browser), browser.session.ws_connect(browser.url / "ws") as ws:
+            error = (await ask(ws, "subscribe", "newHead"))["error"]
+            assert error["code"] == -32602
+            assert "newHeads, jobs" in error["data"]["fix"]
+            assert "result" in await ask(ws, "subscribe", "jobs")
+            assert "result" in await ask(ws, "subscribe", "jobs")
+            assert (await ask(ws, "subscribe", "jobs"))["error"]["data"]["name"] == "LIMIT"
+            error = (await browser.call("subscribe", "newHeads"))["error"]
+            assert error["data"]["name"] == "UNAVAILABLE"
+            assert "/ws" in error["data"]["fix"]
+
+    scenario(body)
+
+
+def test_publishing_a_foreign_topic_is_a_programmers_error() -> None:
+    with pytest.raises(AssertionError):
+        Hub([JOBS]).publish(HEADS, Head(1))
+
+
+async def deaf_subscriber(url: URL) -> socket.socket:
+    """Subscribes by hand over a socket with a small buffer, and then never reads again."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, (url.host, url.port))
+    await loop.sock_sendall(
+        sock,
+        b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n",
+    )
+    assert b" 101 " in await loop.sock_recv(sock, 4096)
+    text = request("subscribe", "newHeads").encode()
+    await loop.sock_sendall(sock, bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)
+    assert b'"result"' in await loop.sock_recv(sock, 4096)
+    return sock
+
+
+def test_slow_subscriber_is_cut_and_others_lose_nothing() -> None:
+    async def body() -> None:
+        async with (
+            running(queue_bytes=300_000, connections=2) as (harness, browser),
+            browser.session.ws_connect(browser.url / "ws") as good,
+        ):
+            number = (await ask(good, "subscribe", "newHeads"))["result"]
+            sock = await deaf_subscriber(browser.url)
+            for height in range(200):
+                harness.hub.publish(HEADS, Head(height, "x" * 100_000))
+                assert await good.receive_json() == event(number, "newHeads", height, "x" * 100_000)
+            # It keeps its connection, one of the two that there are, no longer than a closing frame may take.
+            assert (await raw_exchange(browser.url, b"")).startswith(b"HTTP/1.1 503 ")
+            await asyncio.sleep(1.2)
+            assert (await browser.call("math_add", 1, 1))["result"] == 2
+            sock.close()
+
+    scenario(body)
+
+
+def test_burst_beyond_the_queue_ends_with_a_reason() -> None:
+    async def body() -> None:
+        async with (
+            running(queue_bytes=1000) as (harness, browser),
+            browser.session.ws_connect(browser.url / "ws") as ws,
+        ):
+            await ask(ws, "subscribe", "newHeads")
+            for height in range(100):
+                harness.hub.publish(HEADS, Head(height))
+            heights = [json.loads(message.data)["params"]["event"]["height"] async for message in ws]
+            assert ws.close_code == WSCloseCode.TRY_AGAIN_LATER
+            assert heights == list(range(len(heights)))
+            assert len(heights) < 100
+
+    scenario(body)
+
+
+def test_message_limit_and_kind() -> None:
+    async def body() -> None:
+        async with running(body_bytes=1000) as (_, browser):
+            async with browser.session.ws_connect(browser.url / "ws") as ws:
+                await ws.send_str(" " * 2000)
+                assert (await ws.receive()).type is WSMsgType.CLOSE
+                assert ws.close_code == WSCloseCode.MESSAGE_TOO_BIG
+            async with browser.session.ws_connect(browser.url / "ws") as ws:
+                await ws.send_bytes(request("math_add", 1, 1).encode())
+                assert (await ws.receive()).type is WSMsgType.CLOSE
+                assert ws.close_code == WSCloseCode.UNSUPPORTED_DATA
+
+    scenario(body)
+
+
+def test_silent_websocket_is_closed() -> None:
+    async def body() -> None:
+        async with (
+            running(idle_seconds=0.1) as (harness, browser),
+            browser.session.ws_connect(browser.url / "ws", autoping=False) as ws,
+        ):
+            await ask(ws, "subscribe", "newHeads")
+            assert (await ws.receive()).type is WSMsgType.PING
+            assert (await ws.receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.ERROR)
+            assert harness.hub
+
+    scenario(body)
+
+
+# --- shutdown
+
+
+def test_shutdown_finishes_short_calls_and_says_goodbye() -> None:
+    async def body() -> None:
+        harness = Harness(RpcConfig(shutdown_seconds=5))
+        async with aiohttp.ClientSession() as session:
+            async with harness.server.serving() as url:
+                browser = Browser(url, session)
+                ws = await session.ws_connect(url / "ws")
+                call = asyncio.create_task(browser.call("node_wait", 0.2))
+                await harness.node.began.wait()
+                leaving = asyncio.create_task(ws.receive())
+            assert (await call)["result"] == "done"
+            assert (await leaving).type is WSMsgType.CLOSE
+            assert ws.close_code == WSCloseCode.GOING_AWAY
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await session.get(url / "health")
+
+    scenario(body)
+
+
+def test_shutdown_does_not_wait_for_long_calls_idle_clients_or_deaf_ones() -> None:
+    async def body() -> None:
+        harness = Harness(RpcConfig(shutdown_seconds=0.2))
+        async with aiohttp.ClientSession() as session:
+            async with harness.server.serving() as url:
+                browser = Browser(url, session)
+                _, idle = await asyncio.open_connection(url.host, url.port)
+                sock = await deaf_subscriber(url)
+                harness.hub.publish(HEADS, Head(1, "x" * 3_000_000))
+                call = asyncio.create_task(browser.call("node_wait", 60))
+                await harness.node.began.wait()
+                begin = time.monotonic()
+            assert time.monotonic() - begin < 3
+            assert harness.node.cancelled == 1
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await call
+            sock.close()
+            idle.close()
+
+    scenario(body)
