@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consensus.difficulty import block_work, median_time, next_target
@@ -83,6 +83,7 @@ def test_seconds_and_milliseconds_agree() -> None:
         assert in_ms == chain_target(2**200, SPACING_S + lead)
 
 
+@settings(deadline=None)
 @given(targets, deltas, st.integers(0, 10**6), st.integers(0, 10**6))
 def test_later_is_never_harder(anchor: int, time_delta: int, height_delta: int, later: int) -> None:
     now = chain_target(anchor, time_delta, height_delta)
@@ -90,12 +91,14 @@ def test_later_is_never_harder(anchor: int, time_delta: int, height_delta: int, 
     assert chain_target(anchor, time_delta, height_delta + 1) <= now
 
 
+@settings(deadline=None)
 @given(st.integers(2**100, 2**150), st.integers(0, 40))
 def test_doubles_and_halves_per_halflife(anchor: int, halflives: int) -> None:
     assert chain_target(anchor, SPACING_S + halflives * HALFLIFE_S) == anchor << halflives
     assert chain_target(anchor, SPACING_S - halflives * HALFLIFE_S) == anchor >> halflives
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**7), 10**7))
 def test_close_to_the_exact_exponential(lead_s: int) -> None:
     anchor = 2**140
@@ -103,6 +106,7 @@ def test_close_to_the_exact_exponential(lead_s: int) -> None:
     assert abs(Fraction(chain_target(anchor, SPACING_S + lead_s)) / Fraction(exact) - 1) < Fraction(2, 10_000)
 
 
+@settings(deadline=None)
 @given(targets, st.integers(), st.integers(), st.integers(1, 2**64), st.integers(1, 2**64), targets)
 def test_always_between_one_and_the_maximum(
     anchor: int, time_delta: int, height_delta: int, spacing: int, halflife: int, max_target: int
@@ -134,6 +138,7 @@ def test_work_of_known_targets() -> None:
     assert block_work(BCH_MAX_TARGET) == 0x100010001  # Bitcoin's genesis block
 
 
+@settings(deadline=None)
 @given(targets, targets)
 def test_a_lower_target_is_at_least_as_much_work(a: int, b: int) -> None:
     low, high = sorted((a, b))
@@ -150,6 +155,7 @@ def test_median_of_one_to_many() -> None:
     assert median_time([10**15] * 50 + list(range(1, 12))) == 6
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**63), min_size=1, max_size=30))
 def test_the_median_splits_the_latest_times(times: list[int]) -> None:
     median = median_time(times)
