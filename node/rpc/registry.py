@@ -99,12 +99,12 @@ class Method(Generic[N]):
             return Raw(b"{}")
         if first_byte(raw) != b"[":
             return raw
-        names = [field.encode_name for field in msgspec.structs.fields(self.params)]
+        names = self.params.__struct_encode_fields__
         return Raw(msgspec.json.encode(dict(zip(names, decode_array(raw, len(names)), strict=False))))
 
     def _name_checker(self) -> Callable[[str], None]:
-        unseen = {field.encode_name for field in msgspec.structs.fields(self.params)}
-        known = frozenset(unseen)
+        known = self.params.__struct_encode_fields__
+        unseen = set(known)
 
         def check(name: str) -> None:
             if name in unseen:

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import Raw
 
 from node.rpc.jsonrpc import (
@@ -394,6 +396,36 @@ def test_each_call_is_observed_once_under_a_bounded_label() -> None:
         (NO_METHOD, "PARSE_ERROR"),
     ]
     assert all(0 <= seconds < 5 for _, seconds, _ in observed)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4),
+    max_leaves=10,
+)
+envelopes = st.fixed_dictionaries(
+    {},
+    optional={
+        "jsonrpc": st.just("2.0") | json_values,
+        "method": st.sampled_from(["echo", "missing", "foobar"]) | json_values,
+        "params": json_values,
+        "id": json_values,
+    },
+)
+messages = st.binary(max_size=64) | st.one_of(json_values, envelopes, st.lists(envelopes, max_size=4)).map(
+    lambda value: json.dumps(value).encode()
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(messages)
+def test_whatever_arrives_the_answer_is_well_formed(message: bytes) -> None:
+    answer = respond(message)
+    for response in answer if isinstance(answer, list) else [] if answer is None else [answer]:
+        assert response["jsonrpc"] == "2.0"
+        assert ("result" in response) != ("error" in response)
+        assert response["id"] is None or type(response["id"]) in (str, int)
+        assert "error" not in response or response["error"]["code"] in {kind.code for kind in ERRORS}
 
 
 def test_table_of_errors() -> None:

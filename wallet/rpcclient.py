@@ -1,0 +1,272 @@
+"""A small asynchronous JSON-RPC 2.0 client of a node: calls over HTTP, subscriptions over a WebSocket.
+
+    async with RpcClient("http://127.0.0.1:8545") as rpc:
+        block = await rpc.call("chain_getBlock", {"height": 7}, result=BlockView)
+        async with rpc.subscribe("newHeads", HeadView) as heads:
+            async for head in heads:
+                ...
+
+The node is not trusted: answers are bounded in size and decoded strictly into the type that was asked for. Every
+failure is a `WalletError`: `RpcError` if the node refused, `NetworkError` if it could not be asked or did not make
+sense (`RequestTimeout` if it took too long). None of them says whether a call that was sent took effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Any, Generic, NoReturn, Self, TypeVar, overload
+
+import aiohttp
+import msgspec
+from msgspec import UNSET, Raw, Struct
+from yarl import URL
+
+from wallet.errors import ExitCode, WalletError
+
+T = TypeVar("T")
+
+ParamsLike = Struct | Mapping[str, object] | Sequence[object]
+"""Parameters by name (a struct or a mapping) or by position."""
+
+MAX_ANSWER_BYTES = 64 << 20
+
+_EXIT_CODES = {
+    "METHOD_NOT_FOUND": ExitCode.USAGE,
+    "INVALID_PARAMS": ExitCode.USAGE,
+    "NOT_FOUND": ExitCode.NOT_FOUND,
+    "REJECTED": ExitCode.REJECTED,
+    "LIMIT": ExitCode.REJECTED,
+    "FORBIDDEN": ExitCode.REJECTED,
+    "TIMEOUT": ExitCode.TIMEOUT,
+    "NOT_READY": ExitCode.NETWORK,
+    "UNAVAILABLE": ExitCode.NETWORK,
+}
+
+
+class RpcError(WalletError):
+    """The node answered with an error.
+
+    `code` is the chain's reason where there is one (`wrong-nonce`), else the error's name (`not-found`); `number` is
+    JSON-RPC's.
+    """
+
+    def __init__(self, number: int, name: str, message: str, fix: str, reason: str | None = None) -> None:
+        code = reason or name.lower().replace("_", "-")
+        super().__init__(code, message, fix, _EXIT_CODES.get(name, ExitCode.INTERNAL))
+        self.number = number
+        self.name = name
+        self.reason = reason
+
+
+class NetworkError(WalletError):
+    """The node could not be reached, hung up, or answered what is not JSON-RPC."""
+
+    def __init__(self, message: str, fix: str, code: str = "network", exit_code: ExitCode = ExitCode.NETWORK) -> None:
+        super().__init__(code, message, fix, exit_code)
+
+
+class RequestTimeout(NetworkError):
+    """The node did not answer in time."""
+
+    def __init__(self, url: URL, seconds: float) -> None:
+        fix = (
+            "See whether the node is busy or the network slow; if this was a transaction, look it up before repeating."
+        )
+        super().__init__(f"{url} did not answer within {seconds:g} s", fix, "timeout", ExitCode.TIMEOUT)
+
+
+class _Request(Struct, frozen=True):
+    id: int
+    method: str
+    params: Any = UNSET
+    jsonrpc: str = "2.0"
+
+
+class _ErrorData(Struct, frozen=True):
+    name: str = "UNKNOWN"
+    fix: str = ""
+    reason: str | None = None
+
+
+class _Error(Struct, frozen=True):
+    code: int
+    message: str
+    data: _ErrorData = _ErrorData()
+
+
+class _Notification(Struct, frozen=True):
+    subscription: int
+    event: Raw
+
+
+class _Answer(Struct, frozen=True):
+    """A response or, without an id, a notification."""
+
+    result: Raw = Raw()
+    error: _Error | None = None
+    id: int | None = None
+    params: _Notification | None = None
+
+
+_answer_decoder = msgspec.json.Decoder(_Answer)
+
+
+@asynccontextmanager
+async def _within(url: URL, seconds: float) -> AsyncIterator[None]:
+    try:
+        with _as_network_errors(url):
+            async with asyncio.timeout(seconds):
+                yield
+    except TimeoutError:
+        raise RequestTimeout(url, seconds) from None
+
+
+@contextmanager
+def _as_network_errors(url: URL) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except aiohttp.ClientConnectorError as error:
+        fix = "See that the node is running and that this is its RPC address."
+        raise NetworkError(f"Cannot connect to {url}: {error.strerror or error.os_error}", fix) from error
+    except (aiohttp.ClientError, OSError) as error:
+        fix = "Try again; if it stays, see the node's log and that this is its RPC address."
+        raise NetworkError(f"The connection to {url} failed: {error or type(error).__name__}", fix) from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        _refuse_nonsense(url, str(error)[:200], error)
+
+
+def _refuse_nonsense(url: URL, why: str, cause: BaseException | None = None) -> NoReturn:
+    fix = "See that this is the RPC address of a node of the same version."
+    raise NetworkError(f"{url} gave an answer that makes no sense: {why}", fix) from cause
+
+
+class RpcClient:
+    """Talks to one node. Made inside a running event loop, and closed at the end: best by `async with`.
+
+    `url` is http(s)://host:port; WebSockets connect to /ws below it. `timeout_seconds` bounds each call, and each
+    subscription's beginning. Raises `WalletError` for a URL of another kind.
+    """
+
+    def __init__(self, url: str, *, timeout_seconds: float = 15.0) -> None:
+        try:
+            self.url = URL(url)
+        except ValueError:
+            self.url = URL()
+        if self.url.scheme not in ("http", "https") or not self.url.host:
+            fix = "Write it like http://127.0.0.1:8545."
+            raise WalletError("bad-url", f"{url!r} is not the address of a node", fix, ExitCode.USAGE)
+        self._timeout_seconds = timeout_seconds
+        self._ids = itertools.count(1)
+        # What a node sends is as large as it looks: nothing is decompressed.
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    @overload
+    async def call(self, method: str, params: ParamsLike | None = None, *, result: type[T]) -> T: ...
+    @overload
+    async def call(self, method: str, params: ParamsLike | None = None, *, result: Any) -> Any: ...
+    async def call(self, method: str, params: ParamsLike | None = None, *, result: Any) -> Any:
+        """Call a method; gives its result decoded as the type `result`. Raises `RpcError` or `NetworkError`."""
+        request = self._request(method, params)
+        async with _within(self.url, self._timeout_seconds):
+            raw = self._result_of(request, _answer_decoder.decode(await self._post(request)))
+            return msgspec.json.decode(raw, type=result)
+
+    @asynccontextmanager
+    async def subscribe(self, topic: str, event: type[T]) -> AsyncIterator[Subscription[T]]:
+        """Subscribe over a connection of its own; events that happen from entry on are delivered, in order.
+
+        Raises `RpcError` or `NetworkError`.
+        """
+        url = self.url / "ws"
+        request = self._request("subscribe", [topic])
+        async with _within(url, self._timeout_seconds):
+            ws = await self._session.ws_connect(
+                url, max_msg_size=MAX_ANSWER_BYTES, heartbeat=30.0, timeout=aiohttp.ClientWSTimeout(ws_close=1.0)
+            )
+        try:
+            async with _within(url, self._timeout_seconds):
+                await ws.send_str(msgspec.json.encode(request).decode())
+                raw = self._result_of(request, await _receive(ws, url))
+                number = msgspec.json.decode(raw, type=int)
+            yield Subscription(ws, url, number, event)
+        finally:
+            await ws.close()
+
+    def _request(self, method: str, params: ParamsLike | None) -> _Request:
+        assert not isinstance(params, str | bytes), "parameters are a struct, a mapping or a sequence"
+        return _Request(next(self._ids), method, UNSET if params is None else params)
+
+    async def _post(self, request: _Request) -> bytes:
+        body = msgspec.json.encode(request)
+        headers = {"Content-Type": "application/json"}
+        async with self._session.post(self.url, data=body, headers=headers, allow_redirects=False) as response:
+            if response.content_type != "application/json":
+                _refuse_nonsense(self.url, f"HTTP {response.status}, {response.content_type}")
+            answer = bytearray()
+            async for chunk in response.content.iter_chunked(1 << 16):
+                answer += chunk
+                if len(answer) > MAX_ANSWER_BYTES:
+                    _refuse_nonsense(self.url, f"more than {MAX_ANSWER_BYTES} bytes")
+            return bytes(answer)
+
+    def _result_of(self, request: _Request, answer: _Answer) -> Raw:
+        if answer.error is not None:
+            error = answer.error
+            fix = error.data.fix or "The node did not say what to do."
+            raise RpcError(error.code, error.data.name, error.message, fix, error.data.reason)
+        if answer.id != request.id or not memoryview(answer.result).nbytes:
+            _refuse_nonsense(self.url, "it does not answer the request")
+        return answer.result
+
+
+class Subscription(Generic[T]):
+    """The events of one subscription, in order and without holes: where there would be one, `NetworkError` comes.
+
+    Whoever goes on subscribes again, and asks for what happened meanwhile.
+    """
+
+    def __init__(self, ws: aiohttp.ClientWebSocketResponse, url: URL, number: int, event: type[T]) -> None:
+        self._ws = ws
+        self._url = url
+        self._number = number
+        self._decoder = msgspec.json.Decoder(event)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        with _as_network_errors(self._url):
+            answer = await _receive(self._ws, self._url)
+            if answer.params is None or answer.params.subscription != self._number:
+                _refuse_nonsense(self._url, "it is not an event of the subscription")
+            return self._decoder.decode(answer.params.event)
+
+
+async def _receive(ws: aiohttp.ClientWebSocketResponse, url: URL) -> _Answer:
+    message = await ws.receive()
+    if message.type is aiohttp.WSMsgType.TEXT:
+        return _answer_decoder.decode(message.data)
+    why = f": {message.extra}" if message.type is aiohttp.WSMsgType.CLOSE and message.extra else ""
+    fix = "Connect again, and ask for what happened meanwhile."
+    raise NetworkError(f"{url} closed the connection{why} (code {ws.close_code})", fix)
