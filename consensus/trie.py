@@ -156,7 +156,7 @@ def _rewrite(
     else:
         old_bitmap, hashes = _split(path, old)
     bitmap = old_bitmap
-    depth, start, changed = len(path), 0, False
+    depth, start = len(path), 0
     while start < len(edits):
         place = edits[start][0]
         nibble, child_path = place[depth], place[: depth + 1]
@@ -169,12 +169,9 @@ def _rewrite(
         start = end
         if after == before:
             continue
-        changed = True
         writes[child_path] = after
         hashes[index : index + (before is not None)] = [] if after is None else [_node_hash(after)]
         bitmap = bitmap & ~bit if after is None else bitmap | bit
-    if not changed:
-        return old
     if not bitmap:
         return None
     if len(hashes) == 1:
@@ -238,6 +235,6 @@ def _is_leaf(path: bytes, node: bytes) -> bool:
 def _split(path: bytes, branch: bytes) -> tuple[int, list[bytes]]:
     """Bitmap and child hashes of a branch node."""
     bitmap = branch[1] << 8 | branch[2]
-    if not bitmap or len(branch) != 3 + 32 * bitmap.bit_count():
+    if len(branch) != 3 + 32 * bitmap.bit_count():
         raise CorruptTrieError(path, "malformed")
     return bitmap, [branch[i : i + 32] for i in range(3, len(branch), 32)]

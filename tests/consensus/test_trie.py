@@ -335,7 +335,7 @@ class TestProofs:
             node = H("tw/state-node", bitmap + node)
         assert len(records) == MAX_DEPTH
         assert verify(node, key, value, Proof(branches=tuple(records), leaf=leaf))
-        assert not verify(node, key, value, Proof(branches=(*records, records[0]), leaf=leaf))
+        assert not verify(node, key, value, Proof(branches=(records[0], *records), leaf=leaf))
         assert not verify(node, key, value, Proof(branches=(records[0],) * 100_000, leaf=leaf))
         widest = Proof(branches=(bytes(2 + 32 * 15),) * MAX_DEPTH, leaf=bytes(64))
         assert len(encode(widest)) <= MAX_PROOF_BYTES
@@ -347,6 +347,34 @@ class TestProofs:
         ):
             with pytest.raises(ConsensusError):
                 decode(Proof, encode(oversize), MAX_PROOF_BYTES)
+
+    def test_malformed_records_fail_even_under_a_root_made_for_them(self) -> None:
+        numbers = [b"%d" % i for i in range(999)]
+        nibble = place_of(b"key")[0]
+        near = next(key for key in numbers if place_of(key)[0] == nibble)
+        far = next(key for key in numbers if place_of(key)[0] != nibble)
+        near_leaf, far_leaf = (H("tw/key", key) + H("tw/state-value", b"value") for key in (near, far))
+        near_hash, far_hash = H("tw/state-leaf", near_leaf), H("tw/state-leaf", far_leaf)
+        here, elsewhere = ((1 << n).to_bytes(2, "big") for n in (nibble, (nibble + 1) % 16))
+        child_first = nibble < (nibble + 1) % 16
+        forgeries = {
+            "branch without children": (b"\0\0", b"", b"\0\0"),
+            "child announced but not there": (here, b"", here),
+            "child there but not announced": (
+                elsewhere + bytes(32),
+                near_leaf,
+                elsewhere + (near_hash + bytes(32) if child_first else bytes(32) + near_hash),
+            ),
+            "surplus hash": (here + bytes(32), near_leaf, here + near_hash + bytes(32)),
+            "leaf off the way": (here, far_leaf, here + far_hash),
+        }
+        honest = Proof(branches=(here,), leaf=near_leaf)
+        assert verify(H("tw/state-node", here + near_hash), b"key", None, honest), "the frame of these forgeries"
+        for what, (record, claimed_leaf, preimage) in forgeries.items():
+            proof = Proof(branches=(record,), leaf=claimed_leaf)
+            assert not verify(H("tw/state-node", preimage), b"key", None, proof), what
+        for size in (1, 32, 63, 65, 96):
+            assert not verify(H("tw/state-leaf", bytes(size)), b"key", None, Proof(branches=(), leaf=bytes(size)))
 
     @settings(max_examples=300, deadline=None)
     @given(
