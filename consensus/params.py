@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from consensus.codec import Address, Amount, Hash, Value, encode
+from consensus.codec import MAX_AMOUNT, Address, Amount, Hash, Value, encode
 from consensus.crypto import H
 
 TILE = 10**9
@@ -136,6 +136,9 @@ class ChainParams(Value, frozen=True):
         # Undo data and tensors must outlast the deepest reorg that is applied.
         assert self.retention > self.max_reorg + self.window + self.grace
         assert self.slot_bond % 4 == 0
+        # All grains that can ever exist fit into one amount, so no credit can overflow.
+        minted = 2 * self.initial_subsidy * self.halving_interval
+        assert minted + sum(allocation.amount for allocation in self.allocations) <= MAX_AMOUNT
         # The fee market's target must have room for one block's worth of tensors.
         assert self.gas_limit // 2 >= MAX_TENSOR_BYTES * self.gas.tensor_byte
         for side in (self.idle_m, self.idle_n, self.idle_k):

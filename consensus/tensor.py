@@ -99,9 +99,8 @@ class Tensor:
         if matrix.ndim != 2 or matrix.dtype not in (np.int8, np.int32):
             raise ValueError(f"a tensor is a 2-D int8 or int32 matrix, got {matrix.ndim}-D {matrix.dtype}")
         rows, cols = matrix.shape
-        self.matrix: Matrix = np.ascontiguousarray(matrix)
-        if self.matrix is matrix:
-            self.matrix = matrix.view()
+        # Whoever can still write to the array must not change what was committed to.
+        self.matrix: Matrix = np.array(matrix, order="C", copy=True if matrix.flags.writeable else None)
         self.matrix.flags.writeable = False
         count = (rows if side == ROWS else cols) // TILE_SIDE
         self.spec = TensorSpec(dtype, side, rows, cols, count, bytes(32))

@@ -25,8 +25,10 @@ from consensus.state import (
     EmptyState,
     Ledger,
     Overlay,
+    Packet,
     Reward,
     StateReader,
+    Worker,
 )
 from consensus.transaction import (
     CancelJob,
@@ -113,7 +115,7 @@ def apply_unit(execution: Execution, header: Header, products: Products) -> None
             raise BadProof(Reason.WRONG_PRODUCT, proof.product, "the noise's product")
         return
     unit = core.unit
-    packet = jobs.held_packet(execution, unit.packet_id, core.miner)
+    packet, _ = _assignment(execution, unit.packet_id, core.miner)
     if (unit.m, unit.k, unit.n, unit.a_root, unit.b_root) != (
         packet.m, packet.k, packet.n, packet.a_root, packet.b_root
     ):  # fmt: skip
@@ -126,16 +128,21 @@ def apply_unit(execution: Execution, header: Header, products: Products) -> None
 def apply_result(execution: Execution, genesis_hash: bytes, result: Result, products: Products) -> None:
     """One explicit Result: the assignee's, signed, and true."""
     body = result.body
-    packet = jobs.held_packet(execution, body.packet_id, body.worker)
-    worker = WORKERS.get(execution.state, body.worker)
-    if worker is None:  # its bond was returned during a completed group's grace
-        raise ConsensusError(Reason.UNKNOWN_WORKER, body.worker, "a registered worker")
+    packet, worker = _assignment(execution, body.packet_id, body.worker)
     if not crypto.verify(worker.public_key, body.signing_hash(genesis_hash), result.signature):
         raise ConsensusError(Reason.BAD_SIGNATURE, result.signature, "the worker's signature for this network")
     execution.oblige({body.product: 4 * packet.m * packet.n})
     if not products.product_holds(packet.left, packet.right, body.product):
         raise ConsensusError(Reason.WRONG_PRODUCT, body.product, "the packet's product")
     jobs.answer(execution, body.packet_id, packet, body.product, won=False)
+
+
+def _assignment(execution: Execution, packet_id: bytes, address: bytes) -> tuple[Packet, Worker]:
+    packet = jobs.held_packet(execution, packet_id, address)
+    worker = WORKERS.get(execution.state, address)
+    if worker is None:  # its bond was returned during a completed group's grace
+        raise ConsensusError(Reason.UNKNOWN_WORKER, address, "a registered worker")
+    return packet, worker
 
 
 def apply_transaction(execution: Execution, genesis_hash: bytes, tx: Transaction) -> Receipt:

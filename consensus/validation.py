@@ -24,6 +24,7 @@ from consensus.params import (
     MAX_MEMO_BYTES,
     MAX_OUTPUTS,
     MAX_TARGET,
+    MAX_TENSOR_BYTES,
     MAX_TX_BYTES,
     MAX_UNIT_BYTES,
     PROTOCOL_VERSION,
@@ -32,9 +33,6 @@ from consensus.params import (
 )
 from consensus.tensor import TensorSpec, left_spec, right_spec
 from consensus.transaction import SubmitJob, Transaction, Transfer, TxBody, unit_bytes
-
-MEDIAN_SPAN = 11
-"""Headers whose median time a block must exceed."""
 
 
 class Strips(Value, frozen=True):
@@ -124,6 +122,10 @@ def check_body(params: ChainParams, genesis_hash: bytes, block: Block) -> None:
         raise ConsensusError(Reason.DUPLICATE_RESULT, f"{len(answered)} results", "one a packet")
     for tx in body.transactions:
         check_transaction(params, tx)
+    # Before anything is fetched; the Results' products are added in execution, where their shapes are known.
+    obliged = sum({spec.commitment: spec.size for spec in obliged_operands(body)}.values())
+    if obliged > MAX_TENSOR_BYTES:
+        raise ConsensusError(Reason.TOO_MANY_TENSOR_BYTES, obliged, MAX_TENSOR_BYTES)
 
 
 def check_signatures(genesis_hash: bytes, transactions: Sequence[Transaction]) -> None:
@@ -182,6 +184,8 @@ def _check_header_alone(params: ChainParams, header: Header) -> None:
         raise ConsensusError(Reason.BAD_VERSION, core.version, PROTOCOL_VERSION)
     if core.chain_id != params.chain_id:
         raise ConsensusError(Reason.WRONG_CHAIN, core.chain_id, params.chain_id)
+    if core.target_int > MAX_TARGET:
+        raise ConsensusError(Reason.WRONG_TARGET, core.target, f"at most {MAX_TARGET.to_bytes(32, 'big').hex()}")
     if proof is None:
         raise BadProof(Reason.MISSING_PROOF, "no proof", "a winning tile")
     m, n, k = unit_shape(params, core.unit)

@@ -29,7 +29,7 @@ from msgspec.structs import replace
 from consensus import jobs, params, state, validation, work
 from consensus.block import Block, Body, Header, HeaderCore, Idle, PacketUnit, Proof
 from consensus.crypto import H, address_of
-from consensus.difficulty import block_work
+from consensus.difficulty import MEDIAN_SPAN, block_work
 from consensus.errors import ConsensusError, Reason
 from consensus.params import PROTOCOL_VERSION, TILE, Allocation, ChainParams
 from consensus.products import CheckedProducts, Products
@@ -165,7 +165,7 @@ class Node:
         """What a child's header is checked against."""
         times: list[int] = []
         node: Node | None = self
-        while node is not None and len(times) < validation.MEDIAN_SPAN:
+        while node is not None and len(times) < MEDIAN_SPAN:
             times.append(node.header.core.time_ms)
             node = node.parent
         return ParentContext(self.header, times[::-1])
