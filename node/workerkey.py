@@ -1,0 +1,143 @@
+"""The key file of a mining node: the one secret that a node holds, for signing Results and for being sealed to.
+
+A worker is an account, so whoever has this file can spend what the worker has earned: it is created with mode 0600,
+and a file that others could read is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from consensus import crypto
+from consensus.transaction import Result, ResultBody, Transaction, TxBody
+
+_VERSION = 1
+_SECRET_BYTES = 32
+_MAX_FILE_BYTES = 1024
+
+
+class WorkerKeyError(Exception):
+    """A key file that cannot be used. `message` says why and `fix` what to do; neither holds a secret."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        self.message = message
+        self.fix = fix
+        super().__init__(f"{message}: {fix}")
+
+
+class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file: both secrets in hex. A key with expanded or encrypted secrets would be another version."""
+
+    version: int
+    ed25519: str
+    x25519: str
+
+
+class WorkerKey:
+    """A worker's Ed25519 account key and X25519 sealing key.
+
+    Attributes:
+        public_key: Ed25519, 32 bytes; sender of the worker's transactions.
+        x25519_key: X25519, 32 bytes; what `RegisterWorker` declares.
+        address: the worker's account, 20 bytes.
+    """
+
+    def __init__(self, ed25519_secret: bytes, x25519_secret: bytes) -> None:
+        """From two secrets of 32 bytes; ValueError on another length."""
+        self._secrets = ed25519_secret, x25519_secret
+        self._signer = Ed25519PrivateKey.from_private_bytes(ed25519_secret)
+        self.public_key = self._signer.public_key().public_bytes_raw()
+        self.x25519_key = X25519PrivateKey.from_private_bytes(x25519_secret).public_key().public_bytes_raw()
+        self.address = crypto.address_of(self.public_key)
+
+    def __repr__(self) -> str:
+        return f"WorkerKey({self.address.hex()})"
+
+    @classmethod
+    def generate(cls) -> WorkerKey:
+        """A new key from the system's randomness."""
+        return cls(secrets.token_bytes(_SECRET_BYTES), secrets.token_bytes(_SECRET_BYTES))
+
+    @classmethod
+    def load(cls, path: Path) -> WorkerKey:
+        """The key in `path`; WorkerKeyError if it is missing, open to others, or no key file."""
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                data = file.read(_MAX_FILE_BYTES + 1)
+        except OSError as error:
+            fix = "check the path, or let the node create a new key there"
+            raise WorkerKeyError(f"cannot read the worker key {path}: {error.strerror}", fix) from None
+        if stat.S_IMODE(status.st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
+            message = f"the worker key {path} is open to other users (mode {stat.S_IMODE(status.st_mode):04o})"
+            raise WorkerKeyError(message, f"run: chmod 600 {path}")
+        try:
+            if len(data) > _MAX_FILE_BYTES:
+                raise ValueError("too large")
+            stored = msgspec.json.decode(data, type=_Stored)
+            if stored.version != _VERSION:
+                raise ValueError("another version")
+            return cls(bytes.fromhex(stored.ed25519), bytes.fromhex(stored.x25519))
+        except ValueError:  # the cause could quote the file
+            raise WorkerKeyError(f"{path} is not a worker key", "restore it from a backup or move it away") from None
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> WorkerKey:
+        """The key in `path`, made now if there is none. Never replaces a file."""
+        if not os.path.lexists(path):
+            with contextlib.suppress(FileExistsError):  # another process was first: its key is the one
+                cls.generate().create(path)
+        return cls.load(path)
+
+    def create(self, path: Path) -> None:
+        """Write a new key file: complete and mode 0600 from the moment it can be seen.
+
+        Raises:
+            FileExistsError: there is something at `path`; it stays as it is.
+            WorkerKeyError: the file cannot be written.
+        """
+        ed25519, x25519 = self._secrets
+        data = msgspec.json.encode(_Stored(_VERSION, ed25519.hex(), x25519.hex())) + b"\n"
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            os.link(temporary, path)  # as a rename, but it fails where there is a file
+            _sync_directory(path.parent)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            message = f"cannot write the worker key {path}: {error.strerror}"
+            raise WorkerKeyError(message, "check the directory and the free space") from error
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def result(self, packet_id: bytes, product: bytes, genesis_hash: bytes) -> Result:
+        """A signed claim that `product` (a commitment) is the packet's product."""
+        body = ResultBody(packet_id, self.address, product)
+        return Result(body, self._signer.sign(body.signing_hash(genesis_hash)))
+
+    def transaction(self, body: TxBody, genesis_hash: bytes) -> Transaction:
+        """Sign a transaction of the worker's own account: a registration, a payment of what it earned."""
+        assert body.sender == self.public_key, "another account's transaction"
+        return Transaction(body, self._signer.sign(body.signing_hash(genesis_hash)))
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
