@@ -13,7 +13,7 @@ from typing import Protocol
 import llvmlite.binding
 import numpy as np
 
-from consensus.work import portable, reference
+from consensus.work import portable
 from consensus.work.noise import left_noise, right_noise
 from consensus.work.unit import (
     TILE,
@@ -36,6 +36,8 @@ KERNEL_VARIABLE = "TILEWORK_KERNEL"
 class Implementation(Protocol):
     """What a module must offer: the functions of the same names below, for input that is checked and C-contiguous."""
 
+    def noised(self, seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]: ...
+
     def evaluate(self, seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupted) -> Evaluation: ...
 
     def evaluate_idle(
@@ -53,14 +55,14 @@ def noised(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
     a: (m, k), b: (k, n), int8 in [−63, 63]. Returns A', B' of the same shapes, int8 in [−127, 127]. Raises UnitError.
     """
     a, b = _checked(seed, a, b)
-    return reference.noised(seed, a, b)
+    return _implementation().noised(seed, a, b)
 
 
 def idle_operands(seed: bytes, m: int, n: int, k: int) -> tuple[Int8, Int8]:
     """The noised operands of an idle unit, whose own are zero: (m, k) and (k, n), int8 in [−64, 64]. Raises UnitError."""
     check_seed(seed)
     check_shape(m, n, k)
-    return reference.noised(seed, np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
+    return _implementation().noised(seed, np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
 
 
 def evaluate(seed: bytes, a: Int8, b: Int8, threads: int = 1, interrupted: Interrupted = None) -> Evaluation:

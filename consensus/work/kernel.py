@@ -96,6 +96,17 @@ class _Vectors:
     def widen(self, vector: ir.Value, element: ir.Type) -> ir.Value:
         return self.builder.sext(vector, ir.VectorType(element, vector.type.count))
 
+    def transposed_pairs(self, rows: ir.Value, stride: ir.Value) -> list[ir.Value]:
+        """4 rows × 16 columns of int8, widened: for each two columns 8 int16, row by row."""
+        words = []
+        for _ in range(GROUP):
+            row = self.builder.sext(self.load(ir.VectorType(_I8, 16), rows), ir.VectorType(_I16, 16))
+            words.append(self.cast(row, _I32, 8))
+            rows = self.at(rows, stride)
+        upper, lower = (self.cast(self.interleave(*pair), _I64, 8) for pair in (words[:2], words[2:]))
+        transposed = self.interleave(upper, lower)
+        return [self.cast(self.part(transposed, 2 * pair, 2), _I16, 8) for pair in range(8)]
+
     def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
         signature = ir.FunctionType(result, [argument.type for argument in arguments])
         function = cgutils.get_or_insert_function(self.builder.module, signature, name)
@@ -113,7 +124,10 @@ def _vector_code(emit: Callable[..., None], count: int) -> tuple[Any, Callable[.
 
 
 class _RegisterTile:
-    """4 rows × 16 columns of int32 sums, in eight registers over all of the inner dimension."""
+    """4 rows × 16 columns of int32 sums, in eight registers over all of the inner dimension.
+
+    (Blocking the inner dimension for the level-1 cache did not pay, nor did larger tiles or unrolling by four.)
+    """
 
     _HALF = ir.VectorType(_I32, 8)
 
@@ -203,7 +217,10 @@ class _RegisterTile:
 
 @intrinsic
 def _wide_tile(_: Any, a: Any, b: Any, chunks: Any, tail: Any, folds: Any, out: Any, stride: Any) -> Any:
-    """4 rows × 16 columns: `chunks` chunks, folded into folds[chunk], then `tail` pairs unfolded; the sums go to `out`."""
+    """4 rows × 16 columns: `chunks` chunks, folded into folds[chunk], then `tail` pairs that are not.
+
+    The sums go to `out`, rows `stride` bytes apart.
+    """
 
     def emit(v: _Vectors, a: Any, b: Any, chunks: Any, tail: Any, folds: Any, out: Any, stride: Any) -> None:
         tile = _RegisterTile(v, a, b)
@@ -219,7 +236,7 @@ def _wide_tile(_: Any, a: Any, b: Any, chunks: Any, tail: Any, folds: Any, out: 
 
 @intrinsic
 def _narrow_tile(_: Any, a: Any, b: Any, chunks: Any, offsets: Any, folds: Any, out: Any, stride: Any) -> Any:
-    """4 rows × 16 columns: as `_wide_tile`, adding offsets[chunk] (16 int32) to every row before the chunk is folded."""
+    """4 rows × 16 columns as in `_wide_tile`, adding offsets[chunk] (16 int32) to every row before a chunk is folded."""
 
     def emit(v: _Vectors, a: Any, b: Any, chunks: Any, offsets: Any, folds: Any, out: Any, stride: Any) -> None:
         tile = _RegisterTile(v, a, b)
@@ -249,27 +266,68 @@ def _noise_rows(
         v: _Vectors, a: Any, stride: Any, p: Any, q: Any, low: Any, high: Any, sums_low: Any, sums_high: Any, out: Any
     ) -> None:
         builder = v.builder
-        row, rows = v.pointer(a), []
-        for _row in range(GROUP):
-            rows.append(v.cast(v.widen(v.load(ir.VectorType(_I8, 16), row), _I16), _I32, 8))
-            row = v.at(row, stride)
-        upper, lower = (v.cast(v.interleave(*pair), _I64, 8) for pair in (rows[:2], rows[2:]))
-        transposed = v.interleave(upper, lower)
+        columns = v.transposed_pairs(v.pointer(a), stride)
         p, q, low, high, sums_low, sums_high, out = map(v.pointer, (p, q, low, high, sums_low, sums_high, out))
         kind = ir.VectorType(_I16, 8)
 
         def entry(table: ir.Value, slots: ir.Value, column: int) -> ir.Value:
             return v.at(table, builder.shl(v.load(_I64, slots, 8 * column), _I64(4)))
 
-        for pair in range(8):
+        for pair, plain in enumerate(columns):
             even, odd = 2 * pair, 2 * pair + 1
-            plain = v.cast(v.part(transposed, 2 * pair, 2), _I16, 8)
             noise = builder.or_(v.load(kind, entry(low, p, even)), v.load(kind, entry(high, p, odd)))
             v.store(builder.add(plain, noise), out, 16 * pair)
             for total in (entry(sums_low, q, even), entry(sums_high, q, odd)):
                 v.store(builder.add(v.load(kind, total), plain), total)
 
     return _vector_code(emit, 9)
+
+
+@intrinsic
+def _noise_tables(_: Any, left: Any, low: Any, high: Any, tail: Any) -> Any:
+    """Fill 4 rows' tables for `_noise_rows` from their noise, 64 int8 a row, and pack its negative as a chunk."""
+
+    def emit(v: _Vectors, left: Any, low: Any, high: Any, tail: Any) -> None:
+        builder = v.builder
+        left, low, high, tail = map(v.pointer, (left, low, high, tail))
+        half, upper = ir.Constant(ir.VectorType(_I32, 4), [16] * 4), ir.Constant(ir.VectorType(_I32, 4), [-65536] * 4)
+        for column in range(0, TILE, 16):
+            for index, pair in enumerate(v.transposed_pairs(v.at(left, column), _I64(TILE)), column // 2):
+                negative = builder.neg(pair)
+                v.store(negative, tail, 16 * index)
+                for words, first in ((v.cast(pair, _I32, 4), 2 * index), (v.cast(negative, _I32, 4), 2 * index + TILE)):
+                    v.store(builder.lshr(builder.shl(words, half), half), low, 16 * first)
+                    v.store(builder.lshr(words, half), low, 16 * first + 16)
+                    v.store(builder.shl(words, half), high, 16 * first)
+                    v.store(builder.and_(words, upper), high, 16 * first + 16)
+
+    return _vector_code(emit, 4)
+
+
+@intrinsic
+def _recovery_rows(_: Any, sums_low: Any, sums_high: Any, out: Any) -> Any:
+    """Pack −U for 4 rows as a chunk, from the sums that `_noise_rows` left."""
+
+    def emit(v: _Vectors, sums_low: Any, sums_high: Any, out: Any) -> None:
+        builder = v.builder
+        sums_low, sums_high, out = map(v.pointer, (sums_low, sums_high, out))
+        half, upper = ir.Constant(ir.VectorType(_I32, 4), [16] * 4), ir.Constant(ir.VectorType(_I32, 4), [-65536] * 4)
+
+        def negative(sums: ir.Value, slot: ir.Value) -> ir.Value:
+            plus, minus = (v.load(ir.VectorType(_I16, 8), sums, v.builder.add(slot, _I64(o))) for o in (0, 16 * TILE))
+            return v.cast(builder.sub(minus, plus), _I32, 4)
+
+        with cgutils.for_range(builder, _I64(_CHUNK_PAIRS)) as loop:
+            even = builder.shl(loop.index, _I64(5))
+            odd = builder.add(even, _I64(16))
+            first = builder.add(negative(sums_low, even), builder.lshr(negative(sums_high, even), half))
+            second = builder.add(
+                builder.shl(negative(sums_low, odd), half), builder.and_(negative(sums_high, odd), upper)
+            )
+            pair = builder.or_(builder.lshr(builder.shl(first, half), half), second)
+            v.store(pair, out, builder.shl(loop.index, _I64(4)))
+
+    return _vector_code(emit, 3)
 
 
 @intrinsic
@@ -384,62 +442,68 @@ def _advance_state(state: Any, folds: Any) -> None:
             folds[start + lane] = 0
 
 
-@_compiled("void(int64, int64, int8[:,::1], int64[::1], int64[::1], int32[:,::1], uint8[::1])")
+@_compiled("void(uint32[::1], int64[::1])")
+def draw_slots(words: Any, slots: Any) -> None:
+    """Signed permutations from their words, as `noise.signed_permutations` draws them.
+
+    A word's place in its chunk's stable order is the number of words that come before it: 64² comparisons, but eight at
+    a time, are less work than a sort.
+    """
+    values = np.empty(TILE, np.int32)
+    for start in range(0, words.size, TILE):
+        for index in range(TILE):
+            values[index] = words[start + index] >> 1
+        for index in range(TILE):
+            place = np.int32(0)
+            for other in range(index):
+                place += np.int32(values[other] <= values[index])
+            for other in range(index + 1, TILE):
+                place += np.int32(values[other] < values[index])
+            slots[start + place] = index
+        for index in range(TILE):
+            slots[start + index] += TILE * (words[start + index] & 1)
+
+
+@_compiled("void(int64, int64, int8[:,::1], int64[::1], int64[::1], int16[:,:,::1], uint8[::1])")
 def pack_wide_rows(a: int, stride: int, left: Any, p: Any, q: Any, tables: Any, packed: Any) -> None:
     """Pack 64 rows of A' and, behind them, [−U | −left].
 
     a, stride: the rows of A, k int8 each. left: (64, 64), the rows' noise. p, q: (k,) slots.
-    tables: (4, 128·4) of scratch. packed: 64·(k + 128)·2 bytes.
+    tables: (4, 128, 8) of scratch. packed: 64·(k + 128)·2 bytes.
     """
     k = p.size
-    low, high, sums_low, sums_high = tables[0], tables[1], tables[2], tables[3]
-    half = TILE * GROUP
-    group_size = GROUP * (k + TAIL) * WIDE_BYTES
-    for group in range(TILE // GROUP):
-        for index in range(TILE):
-            for row in range(GROUP):
-                word = np.int32(left[GROUP * group + row, index])
-                low[GROUP * index + row] = word & 0xFFFF
-                low[half + GROUP * index + row] = -word & 0xFFFF
-                high[GROUP * index + row] = word << 16
-                high[half + GROUP * index + row] = -word << 16
-        sums_low[:] = 0
-        sums_high[:] = 0
-        out = _address(packed) + group * group_size
-        rows = a + GROUP * group * stride
+    low, high = _address(tables[0]), _address(tables[1])
+    sums_low, sums_high = _address(tables[2]), _address(tables[3])
+    out = _address(packed)
+    for row in range(0, TILE, GROUP):
+        recovery = out + GROUP * k * WIDE_BYTES
+        noise = recovery + GROUP * TILE * WIDE_BYTES
+        _noise_tables(_address(left[row]), low, high, noise)
+        tables[2:] = 0
         for column in range(0, k, 16):
             p_at, q_at = _address(p) + 8 * column, _address(q) + 8 * column
-            noise = _address(low), _address(high)
-            sums = _address(sums_low), _address(sums_high)
-            _noise_rows(rows + column, stride, p_at, q_at, noise[0], noise[1], sums[0], sums[1], out)
+            _noise_rows(a + row * stride + column, stride, p_at, q_at, low, high, sums_low, sums_high, out)
             out += 16 * GROUP * WIDE_BYTES
-        tail = packed[group * group_size + GROUP * k * WIDE_BYTES : (group + 1) * group_size].view(np.int32)
-        for entry in range(half):
-            even = np.int32(sums_low[entry] - sums_low[half + entry]) << 16 >> 16
-            odd = (sums_high[entry] >> 16) - (sums_high[half + entry] >> 16)
-            sums_low[entry] = -(even + odd)
-        for pair in range(_CHUNK_PAIRS):
-            for row in range(GROUP):
-                first, second = 2 * GROUP * pair + row, 2 * GROUP * pair + GROUP + row
-                tail[GROUP * pair + row] = (sums_low[first] & 0xFFFF) | (sums_low[second] << 16)
-                tail[half // 2 + GROUP * pair + row] = low[half + first] | high[half + second]
+        _recovery_rows(sums_low, sums_high, recovery)
+        out += GROUP * TAIL * WIDE_BYTES
 
 
-@_compiled("void(int64, int64, int8[:,:], int64[::1], int64[::1], int16[:,:,:,::1], uint8[::1])")
-def pack_wide_columns(b: int, stride: int, right: Any, p: Any, q: Any, tables: Any, packed: Any) -> None:
+@_compiled("void(int8[:,::1], int64, int64, int64[::1], int64[::1], int16[:,:,:,::1], uint8[::1])")
+def pack_wide_columns(right: Any, first: int, b: int, p: Any, q: Any, tables: Any, packed: Any) -> None:
     """Pack 64 columns of B' and, below them, [right ; V].
 
-    b, stride: the columns in k rows of B. right: (64, 64), the columns' noise. p, q: (k,) slots.
+    right: (64, n), the noise. first: number of the first column. b: address of B, of n columns. p, q: (k,) slots.
     tables: (2, 4, 128, 16) of scratch. packed: (k + 128)·64·2 bytes.
     """
-    k = p.size
+    k, n = p.size, right.shape[1]
     noise, sums = tables[0], tables[1]
     strip_size = STRIP * (k + TAIL) * WIDE_BYTES
     pair_size = 2 * STRIP * WIDE_BYTES
-    for strip in range(TILE // STRIP):
-        for index in range(TILE):
+    for index in range(TILE):
+        for strip in range(TILE // STRIP):
+            start = first + STRIP * strip
             for column in range(STRIP):
-                word = np.int16(right[index, STRIP * strip + column])
+                word = np.int16(right[index, start + column])
                 noise[strip, index, column] = word
                 noise[strip, TILE + index, column] = -word
     sums[:] = 0
@@ -450,7 +514,7 @@ def pack_wide_columns(b: int, stride: int, right: Any, p: Any, q: Any, tables: A
             out = _address(packed) + strip * strip_size + start * STRIP * WIDE_BYTES
             for row in range(start, start + TILE, 2):
                 p_at, q_at = _address(p) + 8 * row, _address(q) + 8 * row
-                _noise_columns(b + row * stride + STRIP * strip, stride, p_at, q_at, noise_at, sums_at, out)
+                _noise_columns(b + row * n + first + STRIP * strip, n, p_at, q_at, noise_at, sums_at, out)
                 out += pair_size
     for strip in range(TILE // STRIP):
         for index in range(TILE):
@@ -483,18 +547,19 @@ def multiply_wide(rows: Any, columns: Any, recover: bool, folds: Any, product: A
         _advance_state(states[tile], folds)
 
 
-@_compiled("void(int8[:,::1], int64[::1], uint8[:,::1], uint8[::1])")
-def pack_idle_rows(left: Any, p: Any, table: Any, packed: Any) -> None:
-    """Pack left[:, p] + 64, without the signs, which go to the columns: bytes in [0, 127].
+@_compiled("void(int8[:,::1], int64, int64[::1], int8[:,::1], uint8[::1])")
+def pack_noise_rows(left: Any, bias: int, p: Any, table: Any, packed: Any) -> None:
+    """Pack the noise of 64 rows, plus a bias, as quads.
 
-    left: (64, 64). p: (k,) indices. table: (64, 16) of scratch. packed: 64·k bytes.
+    left: (64, 64). p: (k,) slots. table: (128, 16) of scratch. packed: 64·k bytes.
     """
     k = p.size
     group_size = GROUP * k
     for first in range(0, TILE, 16):
         for index in range(TILE):
             for row in range(16):
-                table[index, row] = left[first + row, index] + IDLE_BIAS
+                table[index, row] = left[first + row, index] + bias
+                table[TILE + index, row] = bias - left[first + row, index]
         at = _address(table)
         out = _address(packed) + first * k
         for c in range(0, k, 4):
@@ -503,19 +568,20 @@ def pack_idle_rows(left: Any, p: Any, table: Any, packed: Any) -> None:
             out += 4 * GROUP
 
 
-@_compiled("void(int8[:,:], int64[::1], int8[:,::1], uint8[::1], int32[:,:,::1])")
-def pack_idle_columns(right: Any, q: Any, table: Any, packed: Any, offsets: Any) -> None:
+@_compiled("void(int8[:,::1], int64, int64[::1], int8[:,::1], uint8[::1], int32[:,:,::1])")
+def pack_noise_columns(right: Any, first: int, q: Any, table: Any, packed: Any, offsets: Any) -> None:
     """Pack ±right[q] with the signs of both permutations: bytes in [−64, 64].
 
-    right: (64, 64), of 64 columns. q: (k,) slots. table: (128, 16) of scratch. packed: k·64 bytes.
+    right: (64, n). first: number of the first of 64 columns. q: (k,) slots. table: (128, 16) of scratch. packed: k·64 bytes.
     offsets: (4, k/64, 16), what takes the rows' bias out of each chunk of each strip.
     """
     k = q.size
     for strip in range(TILE // STRIP):
+        begin = first + STRIP * strip
         for index in range(TILE):
             for column in range(STRIP):
-                table[index, column] = right[index, STRIP * strip + column]
-                table[TILE + index, column] = -right[index, STRIP * strip + column]
+                table[index, column] = right[index, begin + column]
+                table[TILE + index, column] = -right[index, begin + column]
         at = _address(table)
         out = _address(packed) + strip * STRIP * k
         for r in range(0, k, 4):

@@ -58,4 +58,6 @@ def noise_added(seed: bytes, a: Int8, b: Int8, left: Int8, right: Int8) -> tuple
 
 
 def _uniform(keystream: bytes) -> Int8:
-    return (np.frombuffer(keystream, dtype=np.uint8) & 127).view(np.int8) - np.int8(64)
+    entries = (np.frombuffer(keystream, dtype=np.uint8) & 127).view(np.int8)
+    entries -= 64
+    return entries

@@ -13,6 +13,7 @@ import numpy as np
 
 from consensus.work import reference
 from consensus.work.noise import noise_added
+from consensus.work.reference import noised
 from consensus.work.threads import share
 from consensus.work.unit import (
     IDLE_BOUND,
@@ -28,19 +29,21 @@ from consensus.work.unit import (
     UInt32,
 )
 
+__all__ = ["evaluate", "evaluate_idle", "multiply", "noised", "strip_state"]
+
 assert (OPERAND_BOUND + IDLE_BOUND) ** 2 * TILE <= 2**24
 assert OPERAND_BOUND**2 * MAX_DIMENSION <= 2**24
 
 
 def evaluate(seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupted) -> Evaluation:
     """See `consensus.work.evaluate`; operands checked."""
-    noised = _transcript(*reference.noised(seed, a, b), threads, interrupted)
+    noised = _transcript(*noised(seed, a, b), threads, interrupted)
     return Evaluation(multiply(a, b, threads), noised.states if noised else None)
 
 
 def evaluate_idle(seed: bytes, m: int, n: int, k: int, threads: int, interrupted: Interrupted) -> Evaluation | None:
     """See `consensus.work.evaluate_idle`; shape checked."""
-    operands = reference.noised(seed, np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
+    operands = noised(seed, np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
     return _transcript(*operands, threads, interrupted)
 
 
