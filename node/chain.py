@@ -23,6 +23,7 @@ from consensus.state import GROUPS, Changes, Overlay, StateReader, root_of
 from consensus.tensor import left_spec, right_spec
 from consensus.transaction import Transaction
 from consensus.transition import Transition
+from consensus.trie import CorruptTrieError
 from consensus.validation import Strips
 from node import index, schema
 from node.headers import HeaderEntry, HeaderTree, fork_point, path
@@ -175,17 +176,16 @@ class Chain:
             if entry is not None and self.id_at(entry.height) == block_id:
                 start = entry.height
                 break
-        entries = []
-        for height in range(start + 1, min(start + limit, self.tip.height) + 1):
+        headers: list[Header] = []
+        child: HeaderEntry | None = None
+        for height in range(min(start + limit + 1, self.tip.height), start, -1):
             entry = self._tree.get(self.id_at(height) or b"")
-            if entry is None:
-                break  # a reorganisation went by: the asker continues from what it got
-            entries.append(entry)
-        headers = []
-        for entry, child in zip(entries, [*entries[1:], None], strict=True):
+            if entry is None or (child is not None and child.parent is not entry):
+                return []  # a reorganisation went by: let the asker ask again
             named = entry.copy(child.core.parent_ticket) if child is not None else None
             headers.append(named or entry.header)
-        return headers
+            child = entry
+        return headers[::-1][:limit]
 
     def bodies_wanted(self, limit: int) -> list[bytes]:
         """Ids on the way to the best header whose bodies are missing, oldest first."""
@@ -310,7 +310,9 @@ class Chain:
         """
         while True:
             candidates = self._tree.descendants(arrived or self._tree.genesis)
-            good = [e for e in candidates if e.total_work > self._tip.total_work and not e.invalid and self._is_linked(e)]
+            good = [
+                e for e in candidates if e.total_work > self._tip.total_work and not e.invalid and self._is_linked(e)
+            ]
             good = [e for e in good if self._depth(e) <= self.params.max_reorg or self.allow_deep_reorg]
             if not good:
                 return Import()
@@ -358,6 +360,8 @@ class Chain:
         except ConsensusError as error:
             self._condemn(entry, block, error)
             raise
+        except CorruptTrieError as error:
+            raise StorageError(f"the state is damaged: {error}") from error
         outcome = Outcome(done.receipts, done.events, done.state_root, done.reward)
         return ConnectedBlock(block, outcome), done
 
@@ -499,7 +503,11 @@ class Chain:
         entry_of_tip = self._tree.get(tip.block)
         if entry_of_tip is None or self.id_at(tip.height) != tip.block or self.body(tip.block) is None:
             raise StorageError(f"the tip at height {tip.height} is not in the store")
-        if root_of(self._state) != tip.state_root:
+        try:
+            root = root_of(self._state)
+        except CorruptTrieError as error:
+            raise StorageError(f"the state is damaged: {error}") from error
+        if root != tip.state_root:
             raise StorageError(f"the state does not have the root that the tip at height {tip.height} left")
         if tip.height and self._store.get(schema.undo(tip.block)) is None:
             raise StorageError(f"the tip at height {tip.height} has no undo data")

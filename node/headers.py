@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from consensus.block import Header, HeaderCore, Proof
-from consensus.difficulty import block_work
-from consensus.validation import MEDIAN_SPAN, ParentContext
+from consensus.difficulty import MEDIAN_SPAN, block_work
+from consensus.validation import ParentContext
 
 
 @dataclass(eq=False, slots=True)
