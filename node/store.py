@@ -100,14 +100,15 @@ class LevelStore:
         with self._reading:
             iterator = self._attempt(
                 lambda: self._db.iterator(
-                    start=span.lower,
+                    # In reverse, plyvel 1.5.1 loses a range's only pair if its key is `start`: `_walk` ends there.
+                    start=None if reverse else span.lower,
                     stop=span.upper,
                     include_stop=span.closed,
                     reverse=reverse,
                     verify_checksums=True,
                 )
             )
-        return self._walk(iterator)
+        return self._walk(iterator, span.lower)
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         with self._writing:
@@ -126,11 +127,11 @@ class LevelStore:
                 else:
                     batch.put(key, value)
 
-    def _walk(self, iterator: plyvel.Iterator) -> Iterator[Pair]:
+    def _walk(self, iterator: plyvel.Iterator, lower: bytes) -> Iterator[Pair]:
         while True:
             with self._reading:
                 pair: Pair | None = self._attempt(lambda: next(iterator, None))
-            if pair is None:
+            if pair is None or pair[0] < lower:
                 return
             yield pair
 
@@ -201,11 +202,11 @@ class MemoryStore:
         with self._lock:
             self._closed = True
 
-    def step(self, pairs: Iterator[Pair]) -> Pair:
+    def step(self, scan: _MemoryScan) -> Pair:
         """One step of a scan, never in the middle of a write."""
         with self._lock:
             self._check_open()
-            return next(pairs)
+            return next(scan.pairs)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -217,14 +218,14 @@ class _MemoryScan(Iterator[Pair]):
 
     def __init__(self, store: MemoryStore, pairs: Iterator[Pair]) -> None:
         self._store = store
-        self._pairs = pairs
+        self.pairs = pairs
 
     def __next__(self) -> Pair:
-        return self._store.step(self._pairs)
+        return self._store.step(self)
 
     def detach(self) -> None:
         """Be independent of the map from now on."""
-        self._pairs = iter(list(self._pairs))
+        self.pairs = iter(list(self.pairs))
 
 
 class StoreState:
