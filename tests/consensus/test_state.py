@@ -11,7 +11,7 @@ from consensus.state import ACCOUNTS, DEADLINES, QUEUE, REWARDS, Account, Entry,
 from tests.builders import ALICE, BOB, DAVE, ChainBuilder, operand, worker_chain
 from tests.fakes import Snapshot
 
-keys = st.binary(min_size=1, max_size=3)
+keys = st.binary(min_size=1, max_size=3).filter(lambda key: not key.startswith(state.NODE_PREFIX))
 layers = st.lists(st.dictionaries(keys, st.none() | st.binary(max_size=2), max_size=8), max_size=4)
 
 

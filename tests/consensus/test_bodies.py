@@ -1,0 +1,125 @@
+"""Bodies: roots, bounds, and what a block obliges."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from consensus import validation
+from consensus.block import Block, Body, decode_block
+from consensus.codec import encode
+from consensus.errors import ConsensusError, Reason
+from consensus.execution import Execution
+from consensus.params import MAX_TENSOR_BYTES
+from consensus.transaction import Operand, Output, Pair, SubmitJob, Transfer
+from tests.builders import ALICE, BOB, CAROL, DAVE, ERIN, FRANK, Candidate, ChainBuilder, Key, operand, worker_chain
+
+
+@pytest.fixture
+def chain() -> ChainBuilder:
+    return ChainBuilder(worked=False)
+
+
+def h(tag: bytes, data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=32, person=tag).digest()
+
+
+def test_a_body_root_by_hand() -> None:
+    """Transactions before results, each with its count; leaves are full bytes with signatures."""
+    chain = worker_chain([DAVE])
+    job = chain.job(ALICE, operand(64, 64), operand(64, 64, 1))
+    chain.mine([job.transaction])
+    t1, t2 = chain.transfer(ALICE, BOB, 1), chain.transfer(ALICE, BOB, 2)
+    result = chain.result(job.packets[0])
+    txs = h(b"tw/node", h(b"tw/leaf", encode(t1)) + h(b"tw/leaf", encode(t2)))
+    leaf = h(b"tw/leaf", encode(result))
+    expected = h(b"tw/body", txs + b"\x02\0\0\0" + leaf + b"\x01\0\0\0")
+    assert Body((result,), (t1, t2)).root() == expected
+    assert Body().root() == h(b"tw/body", bytes(32) + bytes(4) + bytes(32) + bytes(4))
+
+
+def test_order_and_signatures_are_under_the_root(chain: ChainBuilder) -> None:
+    first, second = chain.transfer(ALICE, BOB, 1), chain.transfer(CAROL, BOB, 1)
+    good = chain.candidate([first, second])
+    for transactions in ((second, first), (first,), (first, second, second), ()):
+        other = Candidate(Block(good.block.header, Body((), transactions)), None)
+        chain.reject(Reason.WRONG_BODY_ROOT, candidate=other)
+    chain.accept(good)
+
+
+def test_a_wrong_body_root(chain: ChainBuilder) -> None:
+    chain.reject(Reason.WRONG_BODY_ROOT, core={"body_root": bytes(32)})
+
+
+def test_a_body_is_at_most_one_mib(chain: ChainBuilder) -> None:
+    """Eight transactions of 127 KiB fit, nine do not."""
+    keys = [Key(f"sender {n}") for n in range(9)]
+    big = [chain.tx(key, Transfer((Output(BOB.address, 2**40),) * 4061)) for key in keys]
+    assert 8 * len(encode(big[0])) < 2**20 < 9 * len(encode(big[0]))
+    chain.reject(Reason.BODY_TOO_LARGE, big)
+    chain.reject(Reason.BAD_PAYLOAD, big[:8])
+
+
+def test_a_block_is_bounded_before_it_is_decoded(chain: ChainBuilder) -> None:
+    with pytest.raises(ConsensusError, match="oversize"):
+        decode_block(bytes(2**20 + 1025))
+    with pytest.raises(ConsensusError, match="malformed"):
+        decode_block(bytes(2**20 + 1024))
+    block = chain.mine([chain.transfer(ALICE, BOB, 1)]).block
+    assert decode_block(encode(block)) == block
+
+
+def test_a_transaction_stands_once(chain: ChainBuilder) -> None:
+    tx = chain.transfer(ALICE, BOB, 1)
+    chain.reject(Reason.DUPLICATE_TRANSACTION, [tx, tx])
+
+
+def huge(n: int) -> SubmitJob:
+    """A job whose left operands have n · 16 MiB (the tensors are made up: it is refused before it needs them)."""
+    lefts = tuple(Operand(bytes([i]) * 32, 4096, 4096) for i in range(n))
+    return SubmitJob(lefts, (Operand(bytes(32), 4096, 64),), tuple(Pair(i, 0) for i in range(n)), 1, 1, 100)
+
+
+def test_operands_of_more_than_32_mib_are_refused_before_anything_is_fetched(chain: ChainBuilder) -> None:
+    tx = chain.tx(ALICE, huge(2))
+    block = chain.candidate([tx]).block
+    assert sum(spec.size for spec in validation.obliged_operands(block.body)) == 2**25 + 2**18
+    with pytest.raises(ConsensusError) as caught:
+        validation.check_body(chain.params, chain.genesis_hash, block)
+    assert caught.value.reason == Reason.TOO_MANY_TENSOR_BYTES
+    assert caught.value.expected == 33_554_432
+
+
+def test_a_tensor_counts_once_however_many_jobs_name_it(chain: ChainBuilder) -> None:
+    a, b = np.zeros((2048, 4096), np.int8), operand(4096, 64)
+    offers = [chain.job(key, a, b, price=1) for key in (ALICE, BOB, CAROL, DAVE, ERIN, FRANK)]
+    assert sum(spec.size for job in offers for spec in job.payload.operands()) > MAX_TENSOR_BYTES
+    node = chain.mine([job.transaction for job in offers])
+    assert all(receipt.ok for receipt in node.transition.receipts)
+    names = validation.obliged_tensors(node.block)
+    assert len(names) == len(set(names)) == 3, "both operands and the unit's product"
+
+
+def test_operands_and_products_share_the_32_mib(chain: ChainBuilder) -> None:
+    execution = Execution(chain.params, chain.state, 1, bytes(20))
+    execution.oblige({b"a": 2**24, b"b": 2**23})
+    execution.oblige({b"a": 2**24, b"c": 2**23})
+    with pytest.raises(ConsensusError, match="too-many-tensor-bytes: got 33554433, expected 33554432"):
+        execution.oblige({b"d": 1})
+
+
+def test_what_a_block_obliges() -> None:
+    chain = worker_chain([DAVE, ERIN])
+    job = chain.job(ALICE, operand(128, 64), operand(64, 64, 1), rows=64)
+    chain.mine([job.transaction])
+    own, other = job.packets
+    fresh = chain.job(BOB, operand(64, 64, 5), operand(64, 64, 6))
+    block = chain.mine([fresh.transaction], [chain.result(other)], packet=own).block
+    expected = {
+        *(spec.commitment for spec in fresh.payload.operands()),
+        block.body.results[0].body.product,
+        block.header.proof.product if block.header.proof else b"",
+    }
+    assert set(validation.obliged_tensors(block)) == expected

@@ -1,0 +1,208 @@
+"""Dealing: which packets go to whom, computed anew from the words of the protocol."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from consensus import state
+from consensus.assignment import reward_per_packet
+from consensus.events import Dealt
+from tests.builders import (
+    ALICE,
+    BOB,
+    DAVE,
+    ERIN,
+    FRANK,
+    GRACE,
+    HEIDI,
+    WORKERS,
+    ChainBuilder,
+    Job,
+    Key,
+    operand,
+    regtest,
+    worker_chain,
+)
+
+WINDOW = 10
+
+
+def draw(ticket: bytes, worker: Key, slot: int = 0) -> bytes:
+    """H("tw/deal", r ‖ worker ‖ u32 slot)."""
+    data = ticket + worker.address + slot.to_bytes(4, "little")
+    return hashlib.blake2b(data, digest_size=32, person=b"tw/deal").digest()
+
+
+def ticket_of(chain: ChainBuilder, height: int) -> bytes:
+    """The winning ticket of the block at `height`, as its child names it."""
+    node = chain.tip
+    while node.height > height + 1:
+        assert node.parent is not None
+        node = node.parent
+    return node.header.core.parent_ticket
+
+
+def order(chain: ChainBuilder, workers: Any = WORKERS) -> list[Key]:
+    """Workers of one slot each in the order of the draw that the tip's block made."""
+    ticket = ticket_of(chain, max(0, chain.height - 4))
+    return sorted(workers, key=lambda worker: draw(ticket, worker))
+
+
+def deals(chain: ChainBuilder) -> list[tuple[bytes, bytes]]:
+    """(packet, worker) dealt by the tip's block, in order."""
+    return [(e.packet_id, e.worker) for e in chain.tip.transition.events if isinstance(e, Dealt)]
+
+
+def job(chain: ChainBuilder, packets: int = 1, seed: int = 0, **options: Any) -> Job:
+    return chain.job(ALICE, operand(64 * packets, 64, seed), operand(64, 64, 99), rows=64, **options)
+
+
+def test_slots_are_drawn_by_the_ticket_of_four_blocks_ago() -> None:
+    chain = worker_chain(WORKERS)
+    group = job(chain, 3)
+    chain.mine([group.transaction])
+    assert deals(chain) == [(p, w.address) for p, w in zip(group.packets, order(chain)[:3], strict=True)]
+
+
+def test_the_draw_changes_with_every_block() -> None:
+    chain = worker_chain(WORKERS)
+    orders = []
+    for _ in range(6):
+        chain.mine()
+        orders.append(tuple(worker.name for worker in order(chain)))
+    assert len(set(orders)) > 3
+
+
+def test_the_first_draws_use_the_genesis_ticket() -> None:
+    """r commits the ticket of block max(0, h − 4), which the ledger keeps as the oldest of four."""
+    chain = ChainBuilder(worked=False)
+    for height in range(1, 8):
+        chain.mine()
+        oldest = state.ledger(chain.state).tickets[0]
+        assert oldest == ticket_of(chain, max(0, height - 4))
+        assert (oldest == bytes(32)) == (height <= 4)
+
+
+def test_dearest_first_then_oldest() -> None:
+    chain = worker_chain(WORKERS)
+    cheap, first, second, dear = (job(chain, seed=n, price=price) for n, price in enumerate((10, 50, 50, 90)))
+    chain.mine([offer.transaction for offer in (cheap, first, second, dear)])
+    expected = [dear.packets[0], first.packets[0], second.packets[0], cheap.packets[0]]
+    assert deals(chain) == [(p, w.address) for p, w in zip(expected, order(chain), strict=False)]
+
+
+def test_a_missed_packet_keeps_its_age() -> None:
+    chain = worker_chain([DAVE, ERIN])
+    old = job(chain, seed=1)
+    chain.mine([old.transaction])
+    ((_, loser),) = deals(chain)
+    while chain.held(old) and chain.height < 9 + WINDOW - 1:
+        chain.mine()
+    young = job(chain, seed=2)
+    chain.mine([young.transaction])
+    assert [packet for packet, _ in deals(chain)] == [old.packets[0]], "the only able worker takes the older packet"
+    assert deals(chain)[0][1] != loser
+
+
+def test_pass_one_spreads_a_group_over_workers_that_hold_none_of_it() -> None:
+    """Scores buy DAVE more slots; the group's packets go to distinct workers first, wherever DAVE's slots stand."""
+    chain = worker_chain([DAVE, ERIN])
+    chain.mine([chain.register(DAVE, packets=5, bond=400 * 10**9)])
+    warm_up = job(chain, 2, seed=5)
+    chain.mine([warm_up.transaction])
+    chain.mine(results=chain.answers(warm_up))
+    group = job(chain, 4, seed=6)
+    chain.mine([group.transaction])
+    first, second, third, fourth = (worker for _, worker in deals(chain))
+    assert {first, second} == {DAVE.address, ERIN.address}
+    assert third == fourth == DAVE.address, "pass two: an open group takes any able slot"
+    slots = [slot.index for slot in chain.worker(DAVE).slots]
+    assert len(set(slots)) == 3
+    ticket = ticket_of(chain, chain.height - 4)
+    assert slots == sorted(range(5), key=lambda slot: draw(ticket, DAVE, slot))[:3]
+
+
+def test_a_slot_is_dealt_once() -> None:
+    chain = worker_chain([DAVE])
+    group = job(chain, 3)
+    chain.mine([group.transaction])
+    assert [packet for packet, _ in deals(chain)] == [group.packets[0]]
+    chain.mine()
+    assert deals(chain) == []
+    chain.mine(results=chain.answers(group))
+    assert [packet for packet, _ in deals(chain)] == [group.packets[1]], "freed and dealt in one block"
+
+
+def test_a_unit_beyond_a_workers_word_is_not_dealt_to_it() -> None:
+    chain = ChainBuilder(worked=False)
+    size = 64 * 64 + 64 * 64 + 4 * 64 * 64
+    chain.mine([chain.register(DAVE, max_unit_bytes=size - 1), chain.register(ERIN, max_unit_bytes=size)], count=8)
+    for _ in range(3):
+        group = job(chain)
+        chain.mine([group.transaction])
+        assert chain.holder(group.packets[0]) in (ERIN, None)
+    assert chain.worker(DAVE).slots == ()
+    assert chain.worker(ERIN).slots != ()
+
+
+@pytest.mark.parametrize(
+    ("price", "threshold", "packets", "earned"),
+    [(100, 4, 4, 100), (100, 1, 4, 43), (101, 2, 3, 75), (1, 1, 2, 0)],
+)
+def test_what_a_packet_earns_on_average(price: int, threshold: int, packets: int, earned: int) -> None:
+    """⌊price·(3k + n)/(4n)⌋."""
+    assert reward_per_packet(price, threshold, packets) == earned
+
+
+@pytest.mark.parametrize(("min_price", "dealt"), [(43, 4), (44, 0)])
+def test_a_minimum_price_is_held_against_the_average(min_price: int, dealt: int) -> None:
+    chain = ChainBuilder(worked=False)
+    chain.mine([chain.register(worker, min_price=min_price) for worker in WORKERS], count=8)
+    chain.mine([job(chain, 4, threshold=1, price=100).transaction])
+    assert len(deals(chain)) == dealt
+
+
+@pytest.mark.parametrize(("in_force", "dealt"), [(10, 1), (11, 0)])
+def test_no_deal_whose_window_would_reach_the_expiry(in_force: int, dealt: int) -> None:
+    """Dealt in h while h + 10 < 21: at 11 no more, and what is queued then waits for its refund."""
+    chain = ChainBuilder(worked=False)
+    group = job(chain, expiry=21)
+    chain.mine([group.transaction], count=in_force - 8 - 1)
+    chain.mine([chain.register(DAVE)], count=9)
+    assert chain.height == in_force
+    assert len(deals(chain)) == dealt
+    before = chain.balance(ALICE)
+    while chain.group(group):
+        chain.mine()
+    assert chain.height == 21
+    assert chain.balance(ALICE) == before + 64 * 64 * 192
+
+
+def test_no_more_packets_are_examined_than_the_params_say() -> None:
+    """Two dear packets that nobody takes stand before a cheap one; where two are examined, it is not reached."""
+    for examined, dealt in ((2, 0), (3, 1)):
+        chain = ChainBuilder(regtest(max_examined=examined), worked=False)
+        chain.mine([chain.register(DAVE, max_unit_bytes=24_576)], count=8)
+        big = chain.job(ALICE, operand(128, 128), operand(128, 64), rows=64, price=1 << 21)
+        chain.mine([big.transaction, job(chain).transaction])
+        assert len(deals(chain)) == dealt
+
+
+def test_two_groups_do_not_count_as_one() -> None:
+    chain = worker_chain([DAVE])
+    chain.mine([chain.register(DAVE, packets=5, bond=400 * 10**9)])
+    warm_up = job(chain, seed=5)
+    chain.mine([warm_up.transaction])
+    chain.mine(results=chain.answers(warm_up))
+    first, second = job(chain, seed=6), chain.job(BOB, operand(64, 64, 7), operand(64, 64, 8))
+    chain.mine([first.transaction, second.transaction])
+    assert len(deals(chain)) == 2
+
+
+def test_nothing_waits_nothing_is_dealt() -> None:
+    chain = worker_chain([DAVE, ERIN, FRANK, GRACE, HEIDI])
+    chain.mine()
+    assert chain.tip.transition.events == ()
