@@ -23,15 +23,15 @@ _Slots = npt.NDArray[np.int64]
 def noised(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
     """See `consensus.work.noised`; operands checked and C-contiguous."""
     (m, k), n = a.shape, b.shape[1]
-    left, right = left_noise(seed, m), right_noise(seed, n)
     p, q = _slots(seed, "p", k), _slots(seed, "q", k)
+    left, right = left_noise(seed, m), right_noise(seed, n)
     a2, b2 = np.empty_like(a), np.take(np.concatenate([right, -right]), q, axis=0)
-    table, packed = np.empty((kernel.SLOTS, 16), np.int8), np.empty(TILE * k, np.uint8)
-    for start in range(0, m, TILE):
-        band = slice(start, start + TILE)
-        kernel.pack_noise_rows(left[band], 0, p, table, packed)
-        quads = packed.view(np.int32).reshape(-1, k // 4, kernel.GROUP)
-        a2[band].view(np.int32).reshape(-1, kernel.GROUP, k // 4)[:] = quads.transpose(0, 2, 1)
+    rows = np.empty(TILE * k, np.uint8)
+    for i in range(m // TILE):
+        kernel.pack_noise_rows(i, 0, left, p, rows)
+        quads = rows.view(np.int32).reshape(-1, k // 4, kernel.GROUP)
+        band = a2[TILE * i : TILE * (i + 1)].view(np.int32)
+        band.reshape(-1, kernel.GROUP, k // 4)[:] = quads.transpose(0, 2, 1)
     a2 += a
     b2 += b
     return a2, b2
@@ -42,34 +42,27 @@ def evaluate(seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupt
     (m, k), n = a.shape, b.shape[1]
     p, q = _slots(seed, "p", k), _slots(seed, "q", k)
     left, right = left_noise(seed, m), right_noise(seed, n)
-    columns = np.empty((n // TILE, TILE * (k + kernel.TAIL) * kernel.WIDE_BYTES), np.uint8)
+    columns = np.empty((n // TILE, _wide_size(k)), np.uint8)
+    product, states = np.empty((m, n), np.int32), np.zeros((m // TILE, n // TILE, LANES), np.uint32)
     # A zero operand makes the true product zero, which needs no recovery.
     useful = not _is_zero(a) and not _is_zero(b)
-    product = (np.empty if useful else np.zeros)((m, n), np.int32)
-    states = np.zeros((m // TILE, n // TILE, LANES), np.uint32)
 
     def pack(numbers: Iterator[int]) -> None:
-        tables = np.empty((2, TILE // kernel.STRIP, kernel.SLOTS, kernel.STRIP), np.int16)
         for j in numbers:
-            kernel.pack_wide_columns(right, TILE * j, b.ctypes.data, p, q, tables, columns[j])
+            kernel.pack_wide_columns(j, b.ctypes.data, right, p, q, columns)
 
     def multiply(numbers: Iterator[int]) -> None:
-        tables = np.empty((4, kernel.SLOTS, 2 * kernel.GROUP), np.int16)
-        rows, folds = np.empty_like(columns[0]), np.zeros(k // TILE * LANES, np.uint32)
-        unused = None if useful else np.empty((TILE, n), np.int32)
+        rows = np.empty_like(columns[0])
         for i in numbers:
-            band = slice(TILE * i, TILE * (i + 1))
-            kernel.pack_wide_rows(a.ctypes.data + TILE * i * k, k, left[band], p, q, tables, rows)
-            out = product[band] if unused is None else unused
-            kernel.multiply_wide(rows, columns, useful, folds, out, states[i])
+            kernel.evaluate_wide_rows(i, a.ctypes.data, left, p, q, useful, rows, columns, product, states)
 
     share(threads, n // TILE, pack)
     done = share(threads, m // TILE, multiply, interrupted)
-    if done == m // TILE:
-        return Evaluation(product, states)
-    if useful:
+    if not useful:
+        product[:] = 0
+    elif done < m // TILE:
         _multiply_plain(a[TILE * done :], b, product[TILE * done :], threads)
-    return Evaluation(product, None)
+    return Evaluation(product, states if done == m // TILE else None)
 
 
 def evaluate_idle(seed: bytes, m: int, n: int, k: int, threads: int, interrupted: Interrupted) -> Evaluation | None:
@@ -79,21 +72,16 @@ def evaluate_idle(seed: bytes, m: int, n: int, k: int, threads: int, interrupted
     indices, slots = p & (TILE - 1), q ^ (p & TILE)
     left, right = left_noise(seed, m), right_noise(seed, n)
     columns, offsets = _narrow_buffers(n, k)
-    product = np.empty((m, n), np.int32)
-    states = np.zeros((m // TILE, n // TILE, LANES), np.uint32)
+    product, states = np.empty((m, n), np.int32), np.zeros((m // TILE, n // TILE, LANES), np.uint32)
 
     def pack(numbers: Iterator[int]) -> None:
-        table = np.empty((kernel.SLOTS, kernel.STRIP), np.int8)
         for j in numbers:
-            kernel.pack_noise_columns(right, TILE * j, slots, table, columns[j], offsets[j])
+            kernel.pack_noise_columns(j, right, slots, columns, offsets)
 
     def multiply(numbers: Iterator[int]) -> None:
-        table = np.empty((kernel.SLOTS, 16), np.int8)
-        rows, folds = np.empty_like(columns[0]), np.zeros(k // TILE * LANES, np.uint32)
+        rows = np.empty_like(columns[0])
         for i in numbers:
-            band = slice(TILE * i, TILE * (i + 1))
-            kernel.pack_noise_rows(left[band], kernel.IDLE_BIAS, indices, table, rows)
-            kernel.multiply_narrow(rows, columns, offsets, folds, product[band], states[i])
+            kernel.evaluate_noise_rows(i, left, indices, rows, columns, offsets, product, states)
 
     share(threads, n // TILE, pack)
     done = share(threads, m // TILE, multiply, interrupted)
@@ -111,16 +99,12 @@ def strip_state(seed: bytes, a_strip: Int8, b_strip: Int8, left: Int8, right: In
     """See `consensus.work.strip_state`; strips checked and C-contiguous. left, right: (64, 64), the strips' noise."""
     k = a_strip.shape[1]
     p, q = _slots(seed, "p", k), _slots(seed, "q", k)
-    size = TILE * (k + kernel.TAIL) * kernel.WIDE_BYTES
-    rows, columns = np.empty(size, np.uint8), np.empty(size, np.uint8)
-    row_tables = np.empty((4, kernel.SLOTS, 2 * kernel.GROUP), np.int16)
-    column_tables = np.empty((2, TILE // kernel.STRIP, kernel.SLOTS, kernel.STRIP), np.int16)
-    kernel.pack_wide_rows(a_strip.ctypes.data, k, left, p, q, row_tables, rows)
-    kernel.pack_wide_columns(right, 0, b_strip.ctypes.data, p, q, column_tables, columns)
-    folds, unused = np.zeros(k // TILE * LANES, np.uint32), np.empty((TILE, TILE), np.int32)
-    state = np.zeros((1, LANES), np.uint32)
-    kernel.multiply_wide(rows, columns[None], False, folds, unused, state)
-    return state[0]
+    rows, columns = np.empty(_wide_size(k), np.uint8), np.empty((1, _wide_size(k)), np.uint8)
+    unused, states = np.empty((TILE, TILE), np.int32), np.zeros((1, 1, LANES), np.uint32)
+    kernel.pack_wide_columns(0, b_strip.ctypes.data, right, p, q, columns)
+    kernel.evaluate_wide_rows(0, a_strip.ctypes.data, left, p, q, False, rows, columns, unused, states)
+    state: UInt32 = states[0, 0]
+    return state
 
 
 def _multiply_plain(a: Int8, b: Int8, product: Int32, threads: int) -> None:
@@ -130,18 +114,20 @@ def _multiply_plain(a: Int8, b: Int8, product: Int32, threads: int) -> None:
 
     def pack(numbers: Iterator[int]) -> None:
         for j in numbers:
-            kernel.pack_plain_columns(b.ctypes.data + TILE * j, n, k, columns[j], offsets[j])
+            kernel.pack_plain_columns(j, b.ctypes.data, n, columns, offsets)
 
     def multiply(numbers: Iterator[int]) -> None:
-        rows, folds = np.empty_like(columns[0]), np.zeros(k // TILE * LANES, np.uint32)
-        unused = np.zeros((n // TILE, LANES), np.uint32)
+        rows = np.empty_like(columns[0])
         for i in numbers:
-            band = slice(TILE * i, TILE * (i + 1))
-            kernel.pack_plain_rows(a.ctypes.data + TILE * i * k, k, k, rows)
-            kernel.multiply_narrow(rows, columns, offsets, folds, product[band], unused)
+            kernel.multiply_plain_rows(i, a.ctypes.data, rows, columns, offsets, product)
 
     share(threads, n // TILE, pack)
     share(threads, m // TILE, multiply)
+
+
+def _wide_size(k: int) -> int:
+    """Bytes that 64 packed rows or columns take, with the tail of recovery."""
+    return TILE * (k + kernel.TAIL) * kernel.WIDE_BYTES
 
 
 def _narrow_buffers(n: int, k: int) -> tuple[npt.NDArray[np.uint8], Int32]:

@@ -464,172 +464,187 @@ def draw_slots(words: Any, slots: Any) -> None:
             slots[start + index] += TILE * (words[start + index] & 1)
 
 
-@_compiled("void(int64, int64, int8[:,::1], int64[::1], int64[::1], int16[:,:,::1], uint8[::1])")
-def pack_wide_rows(a: int, stride: int, left: Any, p: Any, q: Any, tables: Any, packed: Any) -> None:
-    """Pack 64 rows of A' and, behind them, [−U | −left].
+@_compiled("void(int64, int64, int8[:,::1], int64[::1], int64[::1], uint8[:,::1])")
+def pack_wide_columns(tile: int, b: int, right: Any, p: Any, q: Any, columns: Any) -> None:
+    """Pack the 64 columns of B' that belong to a tile and, below them, [right ; V].
 
-    a, stride: the rows of A, k int8 each. left: (64, 64), the rows' noise. p, q: (k,) slots.
-    tables: (4, 128, 8) of scratch. packed: 64·(k + 128)·2 bytes.
-    """
-    k = p.size
-    low, high = _address(tables[0]), _address(tables[1])
-    sums_low, sums_high = _address(tables[2]), _address(tables[3])
-    out = _address(packed)
-    for row in range(0, TILE, GROUP):
-        recovery = out + GROUP * k * WIDE_BYTES
-        noise = recovery + GROUP * TILE * WIDE_BYTES
-        _noise_tables(_address(left[row]), low, high, noise)
-        tables[2:] = 0
-        for column in range(0, k, 16):
-            p_at, q_at = _address(p) + 8 * column, _address(q) + 8 * column
-            _noise_rows(a + row * stride + column, stride, p_at, q_at, low, high, sums_low, sums_high, out)
-            out += 16 * GROUP * WIDE_BYTES
-        _recovery_rows(sums_low, sums_high, recovery)
-        out += GROUP * TAIL * WIDE_BYTES
-
-
-@_compiled("void(int8[:,::1], int64, int64, int64[::1], int64[::1], int16[:,:,:,::1], uint8[::1])")
-def pack_wide_columns(right: Any, first: int, b: int, p: Any, q: Any, tables: Any, packed: Any) -> None:
-    """Pack 64 columns of B' and, below them, [right ; V].
-
-    right: (64, n), the noise. first: number of the first column. b: address of B, of n columns. p, q: (k,) slots.
-    tables: (2, 4, 128, 16) of scratch. packed: (k + 128)·64·2 bytes.
+    b: address of B, (k, n) int8. right: (64, n). p, q: (k,) slots. columns: (n/64, 64·(k + 128)·2).
     """
     k, n = p.size, right.shape[1]
-    noise, sums = tables[0], tables[1]
-    strip_size = STRIP * (k + TAIL) * WIDE_BYTES
-    pair_size = 2 * STRIP * WIDE_BYTES
+    strips = TILE // STRIP
+    noise, sums = np.empty((strips, SLOTS, STRIP), np.int16), np.zeros((strips, SLOTS, STRIP), np.int16)
     for index in range(TILE):
-        for strip in range(TILE // STRIP):
-            start = first + STRIP * strip
+        for strip in range(strips):
+            start = TILE * tile + STRIP * strip
             for column in range(STRIP):
                 word = np.int16(right[index, start + column])
                 noise[strip, index, column] = word
                 noise[strip, TILE + index, column] = -word
-    sums[:] = 0
+    strip_size = STRIP * (k + TAIL) * WIDE_BYTES
+    pair_size = 2 * STRIP * WIDE_BYTES
     # Chunk by chunk, since 64 rows' cache lines stay in the cache for all four strips; all k rows' would not.
     for start in range(0, k, TILE):
-        for strip in range(TILE // STRIP):
+        for strip in range(strips):
             noise_at, sums_at = _address(noise[strip]), _address(sums[strip])
-            out = _address(packed) + strip * strip_size + start * STRIP * WIDE_BYTES
+            first = b + TILE * tile + STRIP * strip
+            out = _address(columns[tile]) + strip * strip_size + start * STRIP * WIDE_BYTES
             for row in range(start, start + TILE, 2):
                 p_at, q_at = _address(p) + 8 * row, _address(q) + 8 * row
-                _noise_columns(b + row * n + first + STRIP * strip, n, p_at, q_at, noise_at, sums_at, out)
+                _noise_columns(first + row * n, n, p_at, q_at, noise_at, sums_at, out)
                 out += pair_size
-    for strip in range(TILE // STRIP):
+    for strip in range(strips):
         for index in range(TILE):
             for column in range(STRIP):
                 sums[strip, index, column] -= sums[strip, TILE + index, column]
-        out = _address(packed) + strip * strip_size + k * STRIP * WIDE_BYTES
+        out = _address(columns[tile]) + strip * strip_size + k * STRIP * WIDE_BYTES
         for table in (noise[strip], sums[strip]):
             for index in range(0, TILE, 2):
                 _interleave_pair(_address(table[index]), _address(table[index + 1]), out)
                 out += pair_size
 
 
-@_compiled("void(uint8[::1], uint8[:,::1], boolean, uint32[::1], int32[:,::1], uint32[:,::1])")
-def multiply_wide(rows: Any, columns: Any, recover: bool, folds: Any, product: Any, states: Any) -> None:
-    """Multiply 64 packed rows with all packed columns, 64 to a row of the array.
+@_compiled("void(int64, int64, int8[:,::1], int64[::1], int64[::1], uint8[::1])")
+def _pack_wide_rows(band: int, a: int, left: Any, p: Any, q: Any, rows: Any) -> None:
+    """Pack 64 rows of A' and, behind them, [−U | −left]."""
+    k = p.size
+    tables = np.empty((4, SLOTS, 2 * GROUP), np.int16)
+    low, high = _address(tables[0]), _address(tables[1])
+    sums_low, sums_high = _address(tables[2]), _address(tables[3])
+    out = _address(rows)
+    for row in range(TILE * band, TILE * (band + 1), GROUP):
+        recovery = out + GROUP * k * WIDE_BYTES
+        noise = recovery + GROUP * TILE * WIDE_BYTES
+        _noise_tables(_address(left[row]), low, high, noise)
+        tables[2:] = 0
+        for column in range(0, k, 16):
+            p_at, q_at = _address(p) + 8 * column, _address(q) + 8 * column
+            _noise_rows(a + row * k + column, k, p_at, q_at, low, high, sums_low, sums_high, out)
+            out += 16 * GROUP * WIDE_BYTES
+        _recovery_rows(sums_low, sums_high, recovery)
+        out += GROUP * TAIL * WIDE_BYTES
 
-    recover: run the tail, so that the product is the true one. folds: (k/64·16,) of zeros, left as zeros.
-    product: (64, n). states: (n/64, 16), zeros to begin with.
+
+@_compiled(
+    "void(int64, int64, int8[:,::1], int64[::1], int64[::1], boolean,"
+    " uint8[::1], uint8[:,::1], int32[:,::1], uint32[:,:,::1])"
+)
+def evaluate_wide_rows(
+    band: int, a: int, left: Any, p: Any, q: Any, recover: bool, rows: Any, columns: Any, product: Any, states: Any
+) -> None:
+    """Multiply 64 rows with all columns.
+
+    a: address of A, (m, k) int8. left: (m, 64). p, q: (k,) slots. recover: store the true product, else the noised one.
+    rows: 64·(k + 128)·2 bytes of scratch. columns: packed. product: (m, n). states: (m/64, n/64, 16) of zeros.
     """
-    n = product.shape[1]
-    chunks = folds.size // LANES
-    depth = WIDE_BYTES * (TILE * chunks + TAIL)
+    k, n = p.size, product.shape[1]
+    _pack_wide_rows(band, a, left, p, q, rows)
+    folds = np.zeros(k // TILE * LANES, np.uint32)
+    row_size = WIDE_BYTES * (k + TAIL)
     tail = TAIL // 2 if recover else 0
     for tile in range(n // TILE):
-        for column in range(TILE * tile, TILE * (tile + 1), STRIP):
-            b = _address(columns) + column * depth
+        for column in range(0, TILE, STRIP):
+            b = _address(columns[tile]) + column * row_size
+            out = _address(product[TILE * band]) + 4 * (TILE * tile + column)
             for row in range(0, TILE, GROUP):
-                a, out = _address(rows) + row * depth, _address(product) + 4 * (row * n + column)
-                _wide_tile(a, b, chunks, tail, _address(folds), out, 4 * n)
-        _advance_state(states[tile], folds)
+                a_at, out_at = _address(rows) + row * row_size, out + 4 * n * row
+                _wide_tile(a_at, b, k // TILE, tail, _address(folds), out_at, 4 * n)
+        _advance_state(states[band, tile], folds)
 
 
-@_compiled("void(int8[:,::1], int64, int64[::1], int8[:,::1], uint8[::1])")
-def pack_noise_rows(left: Any, bias: int, p: Any, table: Any, packed: Any) -> None:
-    """Pack the noise of 64 rows, plus a bias, as quads.
-
-    left: (64, 64). p: (k,) slots. table: (128, 16) of scratch. packed: 64·k bytes.
-    """
+@_compiled("void(int64, int64, int8[:,::1], int64[::1], uint8[::1])")
+def pack_noise_rows(band: int, bias: int, left: Any, p: Any, rows: Any) -> None:
+    """Pack the noise of 64 rows, plus a bias, as quads. left: (m, 64). p: (k,) slots. rows: 64·k bytes."""
     k = p.size
-    group_size = GROUP * k
+    table = np.empty((SLOTS, 16), np.int8)
     for first in range(0, TILE, 16):
         for index in range(TILE):
             for row in range(16):
-                table[index, row] = left[first + row, index] + bias
-                table[TILE + index, row] = bias - left[first + row, index]
+                noise = left[TILE * band + first + row, index]
+                table[index, row] = bias + noise
+                table[TILE + index, row] = bias - noise
         at = _address(table)
-        out = _address(packed) + first * k
+        out = _address(rows) + first * k
         for c in range(0, k, 4):
             a0, a1, a2, a3 = at + 16 * p[c], at + 16 * p[c + 1], at + 16 * p[c + 2], at + 16 * p[c + 3]
-            _interleave_quad(a0, a1, a2, a3, out, group_size)
+            _interleave_quad(a0, a1, a2, a3, out, GROUP * k)
             out += 4 * GROUP
 
 
-@_compiled("void(int8[:,::1], int64, int64[::1], int8[:,::1], uint8[::1], int32[:,:,::1])")
-def pack_noise_columns(right: Any, first: int, q: Any, table: Any, packed: Any, offsets: Any) -> None:
-    """Pack ±right[q] with the signs of both permutations: bytes in [−64, 64].
+@_compiled("void(int64, int8[:,::1], int64[::1], uint8[:,::1], int32[:,:,:,::1])")
+def pack_noise_columns(tile: int, right: Any, q: Any, columns: Any, offsets: Any) -> None:
+    """Pack the noise of the 64 columns that belong to a tile, ±right[q]: bytes in [−64, 64].
 
-    right: (64, n). first: number of the first of 64 columns. q: (k,) slots. table: (128, 16) of scratch. packed: k·64 bytes.
-    offsets: (4, k/64, 16), what takes the rows' bias out of each chunk of each strip.
+    right: (64, n). q: (k,) slots. columns: (n/64, 64·k). offsets: (n/64, 4, k/64, 16), see `_chunk_offsets`.
     """
     k = q.size
+    table = np.empty((SLOTS, STRIP), np.int8)
     for strip in range(TILE // STRIP):
-        begin = first + STRIP * strip
+        start = TILE * tile + STRIP * strip
         for index in range(TILE):
             for column in range(STRIP):
-                table[index, column] = right[index, begin + column]
-                table[TILE + index, column] = -right[index, begin + column]
+                table[index, column] = right[index, start + column]
+                table[TILE + index, column] = -right[index, start + column]
         at = _address(table)
-        out = _address(packed) + strip * STRIP * k
-        for r in range(0, k, 4):
-            b0, b1, b2, b3 = at + 16 * q[r], at + 16 * q[r + 1], at + 16 * q[r + 2], at + 16 * q[r + 3]
-            _interleave_quad(b0, b1, b2, b3, out, 16)
-            out += 4 * STRIP
+        out = _address(columns[tile]) + strip * STRIP * k
         for chunk in range(k // TILE):
-            start = _address(packed) + STRIP * (strip * k + TILE * chunk)
-            _chunk_offsets(start, IDLE_BIAS, _address(offsets[strip, chunk]))
-
-
-@_compiled("void(int64, int64, int64, uint8[::1])")
-def pack_plain_rows(a: int, stride: int, k: int, packed: Any) -> None:
-    """Pack 64 rows of A + 63: bytes in [0, 126]. a, stride: the rows, k int8 each. packed: 64·k bytes."""
-    out = _address(packed)
-    for row in range(0, TILE, GROUP):
-        for column in range(0, k, 16):
-            _biased_quads(a + row * stride + column, stride, out)
-            out += 16 * GROUP
-
-
-@_compiled("void(int64, int64, int64, uint8[::1], int32[:,:,::1])")
-def pack_plain_columns(b: int, stride: int, k: int, packed: Any, offsets: Any) -> None:
-    """Pack 64 columns of B, given in k rows. packed: k·64 bytes. offsets: (4, k/64, 16), as for idle columns."""
-    for chunk in range(k // TILE):
-        for strip in range(TILE // STRIP):
-            start = out = _address(packed) + STRIP * (strip * k + TILE * chunk)
-            first = b + TILE * chunk * stride + STRIP * strip
-            for r in range(0, TILE, 4):
-                row = first + r * stride
-                _interleave_quad(row, row + stride, row + 2 * stride, row + 3 * stride, out, 16)
+            packed = out
+            for r in range(TILE * chunk, TILE * (chunk + 1), 4):
+                b0, b1, b2, b3 = at + 16 * q[r], at + 16 * q[r + 1], at + 16 * q[r + 2], at + 16 * q[r + 3]
+                _interleave_quad(b0, b1, b2, b3, out, 16)
                 out += 4 * STRIP
-            _chunk_offsets(start, PLAIN_BIAS, _address(offsets[strip, chunk]))
+            _chunk_offsets(packed, IDLE_BIAS, _address(offsets[tile, strip, chunk]))
 
 
-@_compiled("void(uint8[::1], uint8[:,::1], int32[:,:,:,::1], uint32[::1], int32[:,::1], uint32[:,::1])")
-def multiply_narrow(rows: Any, columns: Any, offsets: Any, folds: Any, product: Any, states: Any) -> None:
-    """Multiply 64 packed rows with all packed columns, 64 to a row of the array.
+@_compiled("void(int64, int64, int64, uint8[:,::1], int32[:,:,:,::1])")
+def pack_plain_columns(tile: int, b: int, n: int, columns: Any, offsets: Any) -> None:
+    """Pack the 64 columns of B that belong to a tile. b: address of B, (k, n) int8. Else as `pack_noise_columns`."""
+    chunks = offsets.shape[2]
+    for chunk in range(chunks):
+        for strip in range(TILE // STRIP):
+            packed = out = _address(columns[tile]) + STRIP * TILE * (strip * chunks + chunk)
+            first = b + TILE * (chunk * n + tile) + STRIP * strip
+            for r in range(0, TILE, 4):
+                row = first + r * n
+                _interleave_quad(row, row + n, row + 2 * n, row + 3 * n, out, 16)
+                out += 4 * STRIP
+            _chunk_offsets(packed, PLAIN_BIAS, _address(offsets[tile, strip, chunk]))
 
-    offsets: (n/64, 4, k/64, 16). folds: (k/64·16,) of zeros, left as zeros. product: (64, n). states: (n/64, 16), zeros.
-    """
-    n = product.shape[1]
-    chunks = folds.size // LANES
-    depth = TILE * chunks
+
+@_compiled("void(int64, uint8[::1], uint8[:,::1], int32[:,:,:,::1], int32[:,::1], uint32[:,::1])")
+def _multiply_narrow(band: int, rows: Any, columns: Any, offsets: Any, product: Any, states: Any) -> None:
+    """Multiply 64 packed rows with all packed columns. states: (n/64, 16) of zeros, the band's own."""
+    chunks, n = offsets.shape[2], product.shape[1]
+    folds = np.zeros(chunks * LANES, np.uint32)
+    row_size = TILE * chunks
     for tile in range(n // TILE):
-        for column in range(TILE * tile, TILE * (tile + 1), STRIP):
-            b, offset = _address(columns) + column * depth, _address(offsets[tile, column % TILE // STRIP])
+        for strip in range(TILE // STRIP):
+            b, offset = _address(columns[tile]) + STRIP * strip * row_size, _address(offsets[tile, strip])
+            out = _address(product[TILE * band]) + 4 * (TILE * tile + STRIP * strip)
             for row in range(0, TILE, GROUP):
-                a, out = _address(rows) + row * depth, _address(product) + 4 * (row * n + column)
-                _narrow_tile(a, b, chunks, offset, _address(folds), out, 4 * n)
+                a, out_at = _address(rows) + row * row_size, out + 4 * n * row
+                _narrow_tile(a, b, chunks, offset, _address(folds), out_at, 4 * n)
         _advance_state(states[tile], folds)
+
+
+@_compiled(
+    "void(int64, int8[:,::1], int64[::1], uint8[::1], uint8[:,::1], int32[:,:,:,::1], int32[:,::1], uint32[:,:,::1])"
+)
+def evaluate_noise_rows(
+    band: int, left: Any, p: Any, rows: Any, columns: Any, offsets: Any, product: Any, states: Any
+) -> None:
+    """Multiply 64 rows of noise with all columns. rows: 64·k bytes of scratch. Else as `evaluate_wide_rows`."""
+    pack_noise_rows(band, IDLE_BIAS, left, p, rows)
+    _multiply_narrow(band, rows, columns, offsets, product, states[band])
+
+
+@_compiled("void(int64, int64, uint8[::1], uint8[:,::1], int32[:,:,:,::1], int32[:,::1])")
+def multiply_plain_rows(band: int, a: int, rows: Any, columns: Any, offsets: Any, product: Any) -> None:
+    """Multiply 64 rows of A, as they are, with all columns. a: address of A, (m, k) int8. rows: 64·k bytes of scratch."""
+    k = TILE * offsets.shape[2]
+    out = _address(rows)
+    for row in range(TILE * band, TILE * (band + 1), GROUP):
+        for column in range(0, k, 16):
+            _biased_quads(a + row * k + column, k, out)
+            out += 16 * GROUP
+    unused = np.empty((product.shape[1] // TILE, LANES), np.uint32)
+    _multiply_narrow(band, rows, columns, offsets, product, unused)
