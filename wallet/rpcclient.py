@@ -1,4 +1,4 @@
-"""A small asynchronous JSON-RPC 2.0 client of a node: calls over HTTP, subscriptions over a WebSocket.
+"""A small asynchronous JSON-RPC 2.0 client of a node: calls over HTTP, subscriptions over a WebSocket, bulk by stream.
 
     async with RpcClient("http://127.0.0.1:8545") as rpc:
         block = await rpc.call("chain_getBlock", {"height": 7}, result=BlockView)
@@ -18,7 +18,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Self, TypeVar, overload
+from typing import Any, BinaryIO, Generic, NoReturn, Self, TypeVar, overload
 
 import aiohttp
 import msgspec
@@ -97,6 +97,10 @@ class _Error(Struct, frozen=True):
     message: str
     data: _ErrorData = _ErrorData()
 
+    def exception(self) -> RpcError:
+        fix = self.data.fix or "The node did not say what to do."
+        return RpcError(self.code, self.data.name, self.message, fix, self.data.reason)
+
 
 class _Notification(Struct, frozen=True):
     subscription: int
@@ -150,10 +154,10 @@ class RpcClient:
     """Talks to one node. Made inside a running event loop, and closed at the end: best by `async with`.
 
     `url` is http(s)://host:port; WebSockets connect to /ws below it. `timeout_seconds` bounds each call, and each
-    subscription's beginning. Raises `WalletError` for a URL of another kind.
+    subscription's beginning, `stream_seconds` each transfer of bulk. Raises `WalletError` for a URL of another kind.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float = 15.0) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float = 15.0, stream_seconds: float = 120.0) -> None:
         try:
             self.url = URL(url)
         except ValueError:
@@ -162,6 +166,7 @@ class RpcClient:
             fix = "Write it like http://127.0.0.1:8545."
             raise WalletError("bad-url", f"{url!r} is not the address of a node", fix, ExitCode.USAGE)
         self._timeout_seconds = timeout_seconds
+        self._stream_seconds = stream_seconds
         self._ids = itertools.count(1)
         # What a node sends is as large as it looks: nothing is decompressed.
         self._session = aiohttp.ClientSession(
@@ -191,6 +196,39 @@ class RpcClient:
         async with _within(self.url, self._timeout_seconds):
             raw = self._result_of(request, _answer_decoder.decode(await self._post(request)))
             return msgspec.json.decode(raw, type=result)
+
+    async def put(self, path: str, body: BinaryIO, *, query: Mapping[str, str], result: type[T]) -> T:
+        """Stream `body` to a path of the node; gives the answer as `call` does. Raises `RpcError` or `NetworkError`."""
+        url = self.url.joinpath(path).with_query(query)
+        async with (
+            _within(url, self._stream_seconds),
+            self._session.put(url, data=body, allow_redirects=False) as response,
+        ):
+            answer = await _read_bounded(response, url, MAX_ANSWER_BYTES)
+            _refuse_error(response, url, answer)
+            return msgspec.json.decode(answer, type=result)
+
+    async def get(self, path: str, *, limit: int) -> bytes | None:
+        """What a path of the node holds, at most `limit` bytes; None if it is not there."""
+        url = self.url.joinpath(path)
+        async with (
+            _within(url, self._stream_seconds),
+            self._session.get(url, allow_redirects=False) as response,
+        ):
+            answer = await _read_bounded(response, url, limit)
+            if response.status == 404:
+                return None
+            _refuse_error(response, url, answer)
+            return answer
+
+    async def has(self, path: str) -> bool:
+        """Whether a path of the node holds something."""
+        url = self.url.joinpath(path)
+        async with (
+            _within(url, self._timeout_seconds),
+            self._session.head(url, allow_redirects=False) as response,
+        ):
+            return response.status == 200
 
     @asynccontextmanager
     async def subscribe(self, topic: str, event: type[T]) -> AsyncIterator[Subscription[T]]:
@@ -223,18 +261,11 @@ class RpcClient:
         async with self._session.post(self.url, data=body, headers=headers, allow_redirects=False) as response:
             if response.content_type != "application/json":
                 _refuse_nonsense(self.url, f"HTTP {response.status}, {response.content_type}")
-            answer = bytearray()
-            async for chunk in response.content.iter_chunked(1 << 16):
-                answer += chunk
-                if len(answer) > MAX_ANSWER_BYTES:
-                    _refuse_nonsense(self.url, f"more than {MAX_ANSWER_BYTES} bytes")
-            return bytes(answer)
+            return await _read_bounded(response, self.url, MAX_ANSWER_BYTES)
 
     def _result_of(self, request: _Request, answer: _Answer) -> Raw:
         if answer.error is not None:
-            error = answer.error
-            fix = error.data.fix or "The node did not say what to do."
-            raise RpcError(error.code, error.data.name, error.message, fix, error.data.reason)
+            raise answer.error.exception()
         if answer.id != request.id or not memoryview(answer.result).nbytes:
             _refuse_nonsense(self.url, "it does not answer the request")
         return answer.result
@@ -261,6 +292,26 @@ class Subscription(Generic[T]):
             if answer.params is None or answer.params.subscription != self._number:
                 _refuse_nonsense(self._url, "it is not an event of the subscription")
             return self._decoder.decode(answer.params.event)
+
+
+async def _read_bounded(response: aiohttp.ClientResponse, url: URL, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(1 << 16):
+        body += chunk
+        if len(body) > limit:
+            _refuse_nonsense(url, f"more than {limit} bytes")
+    return bytes(body)
+
+
+def _refuse_error(response: aiohttp.ClientResponse, url: URL, body: bytes) -> None:
+    """Raise what a path answered, unless it is what was asked for."""
+    if 200 <= response.status < 300:
+        return
+    if response.content_type == "application/json":
+        error = _answer_decoder.decode(body).error
+        if error is not None:
+            raise error.exception()
+    _refuse_nonsense(url, f"HTTP {response.status}, {response.content_type}")
 
 
 async def _receive(ws: aiohttp.ClientWebSocketResponse, url: URL) -> _Answer:
