@@ -1,0 +1,54 @@
+"""`node_*`: the node itself, for its operator."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from node.rpc.context import Context
+from node.rpc.jsonrpc import INVALID_PARAMS, RpcError
+from node.rpc.registry import NoParams, Params, Table
+from node.rpc.views import Done, MempoolInfo, MiningInfo, NodeInfo, PeerView
+
+TABLE: Table[Context] = Table()
+
+
+class NewPeer(Params, frozen=True):
+    """Where a peer listens."""
+
+    address: Annotated[str, Meta(min_length=3, max_length=262, description="host:port, or [IPv6]:port.")]
+
+
+@TABLE.method("node_info")
+async def node_info(node: Context, _params: NoParams) -> NodeInfo:
+    """Version, addresses and height of this node."""
+    return node.host.info()
+
+
+@TABLE.method("node_peers")
+async def node_peers(node: Context, _params: NoParams) -> list[PeerView]:
+    """The connected peers."""
+    return node.host.peers()
+
+
+@TABLE.method("node_mempool")
+async def node_mempool(node: Context, _params: NoParams) -> MempoolInfo:
+    """How much waits for a block."""
+    return node.host.mempool()
+
+
+@TABLE.method("node_mining")
+async def node_mining(node: Context, _params: NoParams) -> MiningInfo:
+    """What the node's own miner has done since it started."""
+    return node.host.mining()
+
+
+@TABLE.method("node_addPeer")
+async def node_add_peer(node: Context, params: NewPeer) -> Done:
+    """Connect to a peer, and stay connected."""
+    try:
+        node.host.add_peer(params.address)
+    except ValueError as error:
+        raise RpcError(INVALID_PARAMS, f"Invalid params: {error}", fix="Write it like 192.0.2.7:9545.") from None
+    return Done()

@@ -1,0 +1,57 @@
+"""`state_*`: accounts after the tip, and proofs of them for clients that hold only headers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from consensus import state, trie
+from consensus.codec import encode
+from consensus.state import ACCOUNTS, NODE_PREFIX, StateReader
+from node.headers import HeaderEntry
+from node.rpc.context import Context
+from node.rpc.registry import Params, Table
+from node.rpc.views import AccountView, ProofView
+
+TABLE: Table[Context] = Table()
+
+
+class OfAccount(Params, frozen=True):
+    """An account."""
+
+    address: Annotated[str, Meta(max_length=90, description="Address of the account.")]
+
+
+@TABLE.method("state_getAccount")
+async def state_get_account(node: Context, params: OfAccount) -> AccountView:
+    """An account's balance and nonces. An address that was never used is an empty account."""
+    address, pool = node.address(params.address), node.door.pool
+    account = await node.read(lambda reader, _tip: state.account(reader, address))
+    pending = await node.compute.run(lambda: (pool.next_nonce(address), len(pool.pending_of(address))))
+    return AccountView(params.address.lower(), account.balance, account.nonce, *pending)
+
+
+@TABLE.method("state_getProof")
+async def state_get_proof(node: Context, params: OfAccount) -> ProofView:
+    """A Merkle proof of an account's record, or of its absence, after the tip.
+
+    Check it against the `state_root` of the header one above `height`, with `consensus.trie.verify`.
+    """
+    address = node.address(params.address)
+    key = ACCOUNTS.key(address)
+
+    def prove(reader: StateReader, tip: HeaderEntry) -> ProofView:
+        proof = trie.prove(lambda path: reader.get(NODE_PREFIX + path), key)
+        value = reader.get(key)
+        return ProofView(
+            address=params.address.lower(),
+            height=tip.height,
+            block=tip.id.hex(),
+            state_root=state.root_of(reader).hex(),
+            key=key.hex(),
+            value=None if value is None else value.hex(),
+            proof=encode(proof).hex(),
+        )
+
+    return await node.read(prove)

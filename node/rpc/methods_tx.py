@@ -1,0 +1,129 @@
+"""`tx_*`: sending transactions, following them, and what they cost."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from consensus import state
+from consensus.params import MAX_TX_BYTES
+from consensus.transaction import Transaction
+from node.chain import Chain
+from node.rpc.context import Context, decode_hex, refusals
+from node.rpc.jsonrpc import NOT_FOUND, REJECTED, UNAVAILABLE, RpcError
+from node.rpc.registry import NoParams, Params, Table
+from node.rpc.views import Fees, GasView, Hex32, MovementView, Placed, TxSent, TxView, tx_view
+
+TABLE: Table[Context] = Table()
+
+MAX_MOVEMENTS = 1000
+
+_QUIET_TIP = 1
+"""Grains per gas that put a transaction before those that offer nothing."""
+
+
+class Send(Params, frozen=True):
+    """A signed transaction."""
+
+    transaction: Annotated[
+        str, Meta(max_length=2 * MAX_TX_BYTES, description="Canonical bytes of the signed transaction, hexadecimal.")
+    ]
+
+
+class OfTransaction(Params, frozen=True):
+    """A transaction."""
+
+    txid: Annotated[Hex32, Meta(description="Id of the transaction.")]
+
+
+class History(Params, frozen=True):
+    """A page of an account's movements."""
+
+    address: Annotated[str, Meta(max_length=90, description="Address of the account.")]
+    limit: Annotated[int, Meta(ge=1, le=MAX_MOVEMENTS, description="Most movements to give.")] = 50
+    before: Annotated[int, Meta(ge=0, description="Only below this height: the last of the previous page.")] | None = (
+        None
+    )
+
+
+@TABLE.method("tx_send", errors=[REJECTED, UNAVAILABLE])
+async def tx_send(node: Context, params: Send) -> TxSent:
+    """Check a signed transaction, keep it until a block takes it, and tell the network.
+
+    The operands of a job must have been uploaded before. A transaction that is pending already is welcome again.
+    """
+    tx = decode_hex(Transaction, params.transaction, MAX_TX_BYTES, "transaction")
+    with refusals():
+        txid = await node.door.transaction(tx)
+    return TxSent(txid.hex())
+
+
+@TABLE.method("tx_get", errors=[NOT_FOUND])
+async def tx_get(node: Context, params: OfTransaction) -> TxView:
+    """A transaction, pending or in the main chain."""
+    txid = bytes.fromhex(params.txid)
+    view = await node.compute.run(_find, node, txid)
+    if view is None:
+        fix = "It was never sent here, was refused, or waited too long: send it (again) with `tx_send`."
+        raise RpcError(NOT_FOUND, f"There is no transaction {params.txid}", fix=fix)
+    return view
+
+
+@TABLE.method("tx_fees")
+async def tx_fees(node: Context, _params: NoParams) -> Fees:
+    """What gas costs now. The base fee changes by at most 1/8 a block: twice of it lasts for five full blocks."""
+    params, pool = node.chain.params, node.door.pool
+
+    def fees() -> Fees:
+        base_fee = node.chain.read(lambda reader: state.ledger(reader).base_fee)
+        waiting = pool.best(base_fee, 4096)
+        gas, tip = 0, _QUIET_TIP
+        for pending in waiting:  # what it takes to stand before the last that still fits
+            gas += pending.tx.body.gas_limit
+            if gas > params.gas_limit:
+                tip = max(tip, pending.rank[0] + 1)
+                break
+        view = GasView(**msgspec.structs.asdict(params.gas))
+        return Fees(base_fee, tip, 2 * base_fee + 10, view, params.gas_limit)
+
+    return await node.compute.run(fees)
+
+
+@TABLE.method("tx_history")
+async def tx_history(node: Context, params: History) -> list[MovementView]:
+    """What came to and left an account, newest first.
+
+    A page ends with a whole height (unless one height alone exceeds it), so that `before` goes on where it ended.
+    """
+    address = node.address(params.address)
+    return await node.compute.run(_movements, node.chain, address, params.limit, params.before)
+
+
+def _find(node: Context, txid: bytes) -> TxView | None:
+    chain = node.chain
+    found = chain.transaction(txid)
+    if found is None:
+        tx = node.door.pool.get(txid)
+        if tx is not None:
+            return tx_view(tx, txid, node.prefix, None)
+        found = chain.transaction(txid)  # it may have left the pool for a block between the two looks
+    if found is None:
+        return None
+    location, tx, receipt = found
+    count = max(1, chain.tip.height - location.height + 1)
+    return tx_view(tx, txid, node.prefix, Placed(location.block, location.height, count, receipt))
+
+
+def _movements(chain: Chain, address: bytes, limit: int, before: int | None) -> list[MovementView]:
+    found = chain.movements(address, limit + 1, before)
+    if len(found) > limit:
+        whole = [movement for movement in found if movement.height > found[-1].height]
+        found = whole or found[:limit]
+    views = []
+    for movement in found:
+        entry = chain.entry(chain.id_at(movement.height) or b"")
+        time_ms = 0 if entry is None else entry.core.time_ms
+        views.append(MovementView(movement.height, movement.kind, movement.amount, movement.reference.hex(), time_ms))
+    return views

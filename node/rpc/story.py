@@ -1,0 +1,287 @@
+"""A job's story: what the state knows of it while it is open, and what the index knows of it for ever.
+
+`gather` reads everything about one job; the views are pure functions of what was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from consensus import events, jobs
+from consensus.events import Event
+from consensus.params import ChainParams
+from consensus.state import DONE, GROUPS, HELD, PACKETS, QUEUED, WITHDRAWN, Group, Packet
+from consensus.transaction import SubmitJob, Transaction, packet_id
+from node.chain import Chain
+from node.rpc.views import Explanation, JobEventName, JobStatus, JobView, PacketView, StoryLine
+
+E = TypeVar("E", bound=Event)
+
+Text = Callable[[bytes], str]
+"""Shows an address."""
+
+PacketStatus = Literal["queued", "held", "done", "withdrawn"]
+
+_STATUS: dict[int, PacketStatus] = {QUEUED: "queued", HELD: "held", DONE: "done", WITHDRAWN: "withdrawn"}
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """Everything that is known of a job.
+
+    Attributes:
+        group, packets: from the state; None and empty before the job is in a block and after it has closed.
+        events: (height, event), oldest first.
+    """
+
+    params: ChainParams
+    job: bytes
+    owner: bytes
+    payload: SubmitJob
+    group: Group | None
+    packets: dict[bytes, Packet]
+    events: list[tuple[int, Event]]
+
+    @property
+    def packet_ids(self) -> list[bytes]:
+        """The ids of its packets, in order."""
+        return [packet_id(self.job, index) for index in range(len(self.payload.packets))]
+
+    def of(self, identity: bytes) -> list[tuple[int, Event]]:
+        """The events of one packet and of the job as a whole."""
+        return [(height, event) for height, event in self.events if getattr(event, "packet_id", identity) == identity]
+
+
+def gather(chain: Chain, job: bytes, pending: Transaction | None) -> JobRecord | None:
+    """The record of a job; None if no such job was opened. `pending` is its transaction, if it is in the mempool."""
+    found = chain.transaction(job)
+    if found is None:
+        tx, history = pending, []
+    else:
+        tx, history = (found[1] if found[2].ok else None), chain.job_events(job)
+    if tx is None or not isinstance(tx.body.payload, SubmitJob):
+        return None
+    payload = tx.body.payload
+    group = chain.read(lambda state: GROUPS.get(state, job))
+    packets: dict[bytes, Packet] = {}
+    if group is not None:
+        for index in range(len(payload.packets)):
+            identity = packet_id(job, index)
+            packet = chain.read(lambda state, key=identity: PACKETS.get(state, key))
+            if packet is not None:
+                packets[identity] = packet
+    return JobRecord(chain.params, job, tx.body.address, payload, group, packets, history)
+
+
+def job_view(record: JobRecord, text: Text) -> JobView:
+    """The job as a whole."""
+    group, payload = record.group, record.payload
+    answers = [(height, event) for height, event in record.events if isinstance(event, events.Answered)]
+    closing = _last(record.events, events.Closed)
+    opening = _last(record.events, events.Opened)
+    completion = _last(record.events, events.Completed)
+    return JobView(
+        job=record.job.hex(),
+        owner=text(record.owner),
+        status=_job_status(record),
+        packets=len(payload.packets),
+        threshold=payload.threshold,
+        price=payload.price,
+        expiry=payload.expiry,
+        mode=payload.mode,
+        done=len(answers),
+        held=0 if group is None else group.held,
+        queued=sum(packet.status == QUEUED for packet in record.packets.values()),
+        escrow=0 if group is None else group.escrow,
+        opened_at=None if opening is None else opening[0],
+        completed_at=None if completion is None else completion[0],
+        closed_at=None if closing is None else closing[0],
+        refund=None if closing is None else closing[1].refund,
+        paid=sum(event.fee for _, event in answers),
+        burned=sum(event.burned for _, event in answers),
+        workers=len({event.worker for _, event in answers}),
+        blocks_won=[height for height, event in answers if event.won],
+    )
+
+
+def packet_views(record: JobRecord, text: Text) -> list[PacketView]:
+    """Its packets, in order; also after the job has closed."""
+    answers = {
+        event.packet_id: (height, event) for height, event in record.events if isinstance(event, events.Answered)
+    }
+    views = []
+    shapes = [_shape(record.payload, index) for index in range(len(record.payload.packets))]
+    fees = jobs.job_fees(record.params, record.payload)
+    for index, (identity, (m, k, n), fee) in enumerate(zip(record.packet_ids, shapes, fees, strict=True)):
+        packet, (answered_at, answer) = record.packets.get(identity), answers.get(identity, (None, None))
+        held = packet is not None and packet.status == HELD
+        worker = packet.worker if packet is not None and held else answer.worker if answer is not None else None
+        views.append(
+            PacketView(
+                packet_id=identity.hex(),
+                index=index,
+                m=m,
+                k=k,
+                n=n,
+                fee=fee,
+                status=_packet_status(record, packet, answer is not None),
+                worker=None if worker is None else text(worker),
+                deadline=_deadline(record, packet) if packet is not None and held else None,
+                product=None if answer is None else answer.product.hex(),
+                answered_at=answered_at,
+                won=answer is not None and answer.won,
+            )
+        )
+    return views
+
+
+def explanation(record: JobRecord, identity: bytes, text: Text) -> Explanation:
+    """What happened to one packet, and why somebody was or was not paid."""
+    history = [
+        StoryLine(height, name_of(event), _worker(event, text), tell(event, text))
+        for height, event in record.of(identity)
+    ]
+    index = record.packet_ids.index(identity)
+    return Explanation(identity.hex(), record.job.hex(), index, history, _verdict(record, identity, text))
+
+
+# --- one event -----------------------------------------------------------------------------------------------------
+
+_NAMES: dict[type, JobEventName] = {
+    events.Opened: "opened",
+    events.Dealt: "dealt",
+    events.Answered: "answered",
+    events.Missed: "missed",
+    events.Dropped: "dropped",
+    events.Completed: "completed",
+    events.Cancelled: "cancelled",
+    events.Closed: "closed",
+}
+
+
+def name_of(event: Event) -> JobEventName:
+    """The name of an event's kind."""
+    return _NAMES[type(event)]
+
+
+def tell(event: Event, text: Text) -> str:
+    """An event in words."""
+    match event:
+        case events.Opened():
+            return (
+                f"opened by {text(event.owner)}: {event.packets} packets, {event.threshold} needed, "
+                f"{event.escrow} grains in escrow"
+            )
+        case events.Dealt():
+            return f"dealt to {text(event.worker)}, who may answer through height {event.deadline}"
+        case events.Answered():
+            return f"answered by {text(event.worker)}: {_payment(event)}"
+        case events.Missed():
+            return f"{text(event.worker)} did not answer in its window and lost {event.burned} grains of its bond"
+        case events.Dropped():
+            return f"the group closed while {text(event.worker)} still held the packet: no pay, no miss"
+        case events.Completed():
+            return (
+                f"the job has all results that it needs; packets still held earn a quarter through {event.grace_until}"
+            )
+        case events.Cancelled():
+            return f"cancelled by its owner: {event.withdrawn} packets that nobody held were withdrawn"
+        case events.Closed():
+            why = ("complete", "expired", "cancelled")[event.why]
+            return f"closed ({why}) with {event.done} results; {event.refund} grains went back to {text(event.owner)}"
+
+
+def _payment(event: events.Answered) -> str:
+    pay = event.fee - event.burned - event.share
+    late = ", a quarter because the job was complete already" if event.late else ""
+    won = "; the product also won the block" if event.won else ""
+    return (
+        f"paid {pay} grains of a fee of {event.fee}{late} "
+        f"({event.burned} burned, {event.share} to the miner who included it){won}"
+    )
+
+
+def _worker(event: Event, text: Text) -> str | None:
+    worker: bytes | None = getattr(event, "worker", None)
+    return None if worker is None else text(worker)
+
+
+# --- conclusions ---------------------------------------------------------------------------------------------------
+
+
+def _job_status(record: JobRecord) -> JobStatus:
+    closing = _last(record.events, events.Closed)
+    if closing is not None:
+        return ("closed", "expired", "cancelled")[closing[1].why]
+    if record.group is None:
+        return "pending"
+    if record.group.completed_at:
+        return "complete"
+    return "cancelled" if record.group.cancelled else "open"
+
+
+def _packet_status(record: JobRecord, packet: Packet | None, answered: bool) -> PacketStatus:
+    if packet is not None:
+        return _STATUS[packet.status]
+    if answered:
+        return "done"
+    return "queued" if not record.events else "withdrawn"
+
+
+def _verdict(record: JobRecord, identity: bytes, text: Text) -> str:
+    """One sentence."""
+    own = [(height, event) for height, event in record.events if getattr(event, "packet_id", None) == identity]
+    answer = _last(own, events.Answered)
+    if answer is not None:
+        return f"{text(answer[1].worker)} was {_payment(answer[1])} at height {answer[0]}."
+    before = f" Before that, {len(misses)} window(s) passed unanswered." if (misses := _all_misses(own)) else ""
+    packet = record.packets.get(identity)
+    if packet is not None and packet.status == HELD:
+        until = _deadline(record, packet)
+        return f"Nobody is paid yet: {text(packet.worker)} holds it and may answer through height {until}.{before}"
+    if packet is not None and packet.status == QUEUED:
+        return f"Nobody is paid yet: it waits in the queue for a worker who is able to take it.{before}"
+    if not record.events:
+        return "Nobody is paid yet: the job's transaction waits for a block."
+    dropped = _last(own, events.Dropped)
+    closing = _last(record.events, events.Closed)
+    reason = _withdrawal(record, closing)
+    if dropped is not None:
+        return f"Nobody was paid: {reason} while {text(dropped[1].worker)} still held it.{before}"
+    return f"Nobody was paid: {reason} while nobody held it.{before}"
+
+
+def _withdrawal(record: JobRecord, closing: tuple[int, events.Closed] | None) -> str:
+    """Why a packet without an answer will get none."""
+    completion, cancelled = _last(record.events, events.Completed), _last(record.events, events.Cancelled)
+    if completion is not None:
+        return f"the job had the {record.payload.threshold} results that it needs at height {completion[0]}"
+    if cancelled is not None:
+        return f"its owner cancelled the job at height {cancelled[0]}"
+    if closing is not None:
+        return f"the job expired at height {closing[0]}"
+    return f"the job expires at height {record.payload.expiry}, too soon for another window,"
+
+
+def _all_misses(own: Iterable[tuple[int, Event]]) -> list[int]:
+    return [height for height, event in own if isinstance(event, events.Missed)]
+
+
+def _deadline(record: JobRecord, packet: Packet) -> int:
+    """Last height at which a held packet's answer is paid."""
+    group = record.group
+    if group is not None and group.completed_at:
+        return group.closes_at
+    return jobs.deadline(record.params, packet)
+
+
+def _shape(payload: SubmitJob, index: int) -> tuple[int, int, int]:
+    pair = payload.packets[index]
+    left, right = payload.lefts[pair.left], payload.rights[pair.right]
+    return left.rows, left.cols, right.cols
+
+
+def _last(found: Iterable[tuple[int, Event]], kind: type[E]) -> tuple[int, E] | None:
+    return next(((height, event) for height, event in reversed(list(found)) if isinstance(event, kind)), None)

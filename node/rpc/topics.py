@@ -1,0 +1,74 @@
+"""What WebSocket clients can subscribe to, published as it enters the node."""
+
+from __future__ import annotations
+
+from consensus.address import encode_address
+from consensus.events import Event
+from consensus.transaction import Result, Transaction
+from node.chain import Chain, Import
+from node.rpc.context import Context
+from node.rpc.registry import Table
+from node.rpc.story import name_of, tell
+from node.rpc.subscriptions import Hub
+from node.rpc.views import HeaderView, JobEvent, PendingResult, PendingTx, Reorg, header_view, kind_of
+
+TABLE: Table[Context] = Table()
+
+NEW_HEADS = TABLE.topic(
+    "newHeads", HeaderView, "Each block that joins the main chain, in order; after a reorganisation the new branch's."
+)
+PENDING_TRANSACTIONS = TABLE.topic("pendingTransactions", PendingTx, "Each transaction that enters the mempool.")
+JOBS = TABLE.topic("jobs", JobEvent, "What happens to jobs and packets, as main-chain blocks say it.")
+RESULTS = TABLE.topic("results", PendingResult, "Each verified Result that enters the pool.")
+REORGS = TABLE.topic("reorgs", Reorg, "Each reorganisation, before the new branch's heads.")
+
+
+class Publisher:
+    """An observer of the intake that publishes to a hub."""
+
+    def __init__(self, hub: Hub, chain: Chain) -> None:
+        self._hub = hub
+        self._chain = chain
+        self._prefix = chain.params.address_prefix
+
+    def new_tip(self, change: Import) -> None:
+        """Blocks have joined the main chain; others may have left it."""
+        if change.disconnected:
+            gone = [block.id.hex() for block in change.disconnected]
+            come = [done.block.id.hex() for done in change.connected]
+            self._hub.publish(REORGS, Reorg(change.disconnected[-1].height - 1, gone, come))
+        above = len(change.connected)
+        for done in change.connected:
+            header = done.block.header
+            entry = self._chain.entry(header.id)
+            assert entry is not None, "a block of the main chain"
+            self._hub.publish(NEW_HEADS, header_view(header, self._prefix, entry.total_work, above, True))
+            above -= 1
+            for event in done.outcome.events:
+                self._hub.publish(JOBS, self._job_event(header.core.height, event))
+
+    def new_transaction(self, tx: Transaction, txid: bytes) -> None:
+        """A transaction has entered the mempool."""
+        sender = self._text(tx.body.address)
+        self._hub.publish(PENDING_TRANSACTIONS, PendingTx(txid.hex(), sender, tx.body.nonce, kind_of(tx.body.payload)))
+
+    def new_result(self, result: Result, identity: bytes) -> None:
+        """A Result has entered the pool."""
+        body = result.body
+        view = PendingResult(identity.hex(), body.packet_id.hex(), self._text(body.worker), body.product.hex())
+        self._hub.publish(RESULTS, view)
+
+    def _job_event(self, height: int, event: Event) -> JobEvent:
+        packet: bytes | None = getattr(event, "packet_id", None)
+        worker: bytes | None = getattr(event, "worker", None)
+        return JobEvent(
+            height=height,
+            job=event.job.hex(),
+            event=name_of(event),
+            packet_id=None if packet is None else packet.hex(),
+            worker=None if worker is None else self._text(worker),
+            text=tell(event, self._text),
+        )
+
+    def _text(self, address: bytes) -> str:
+        return encode_address(address, self._prefix)

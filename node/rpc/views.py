@@ -1,0 +1,549 @@
+"""What RPC answers look like: one struct per thing, and how each is made from the chain's own values.
+
+Bytes are lower-case hexadecimal, addresses bech32m, amounts integers of grains; what does not apply is null.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from consensus.address import encode_address
+from consensus.block import Header, PacketUnit
+from consensus.codec import encode
+from consensus.events import Receipt
+from consensus.transaction import (
+    CancelJob,
+    Payload,
+    RegisterWorker,
+    Result,
+    RetireWorker,
+    SubmitJob,
+    Transaction,
+    Transfer,
+)
+
+Hex32: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", min_length=64, max_length=64)]
+
+
+# --- blocks --------------------------------------------------------------------------------------------------------
+
+
+class IdleView(Struct, frozen=True, tag_field="kind", tag="idle"):
+    """The unit of a miner for whom no job waited."""
+
+
+class PacketUnitView(Struct, frozen=True, tag_field="kind", tag="packet"):
+    """A paid packet: an m×k matrix times a k×n one, by the Merkle roots of their strips."""
+
+    packet_id: str
+    a_root: str
+    b_root: str
+    m: int
+    k: int
+    n: int
+
+
+UnitView: TypeAlias = IdleView | PacketUnitView
+
+
+class HeaderView(Struct, frozen=True):
+    """A header with what its place in the chain adds. `state_root` is that of the state after the parent.
+
+    `tile` and `product` are null for genesis. `total_work` is decimal text: it outgrows 64 bits. `raw` is canonical.
+    """
+
+    id: str
+    height: int
+    parent: str
+    parent_ticket: str
+    time_ms: int
+    target: str
+    miner: str
+    state_root: str
+    body_root: str
+    unit: UnitView
+    nonce: str
+    ticket: str
+    tile: tuple[int, int] | None
+    product: str | None
+    total_work: str
+    confirmations: int
+    main: bool
+    raw: str
+
+
+class OutputView(Struct, frozen=True):
+    """Grains for an address."""
+
+    address: str
+    amount: int
+
+
+TxKind: TypeAlias = Literal["transfer", "register_worker", "retire_worker", "submit_job", "cancel_job"]
+
+
+class TxView(Struct, frozen=True):
+    """A transaction. What its block decides (from `block` on to `detail`) is null or empty while it is pending.
+
+    `fee` is in grains; `reason` and `detail` say why a payload failed (`ok` false). `raw` is canonical.
+    """
+
+    txid: str
+    status: Literal["pending", "confirmed"]
+    block: str | None
+    height: int | None
+    confirmations: int
+    sender: str
+    nonce: int
+    kind: TxKind
+    outputs: list[OutputView]
+    memo: str
+    gas_used: int | None
+    fee: int | None
+    ok: bool | None
+    reason: str
+    detail: str
+    raw: str
+
+
+class ResultView(Struct, frozen=True):
+    """A worker's answer to a packet; `product` is the commitment of the tensor."""
+
+    packet_id: str
+    worker: str
+    product: str
+
+
+class BlockView(Struct, frozen=True):
+    """A whole block. `reward_grains` is what its miner is credited at maturity, null off the main chain."""
+
+    header: HeaderView
+    transactions: list[TxView]
+    results: list[ResultView]
+    reward_grains: int | None
+    size: int
+
+
+class Placed(Struct, frozen=True):
+    """Where something stands, for views: block id, height, confirmations, and the receipt of a transaction."""
+
+    block: bytes
+    height: int
+    confirmations: int
+    receipt: Receipt | None
+
+
+_KINDS: dict[type, TxKind] = {
+    Transfer: "transfer",
+    RegisterWorker: "register_worker",
+    RetireWorker: "retire_worker",
+    SubmitJob: "submit_job",
+    CancelJob: "cancel_job",
+}
+
+
+def kind_of(payload: Payload) -> TxKind:
+    """The name of a payload's kind."""
+    return _KINDS[type(payload)]
+
+
+def header_view(header: Header, prefix: str, total_work: int, confirmations: int, main: bool) -> HeaderView:
+    """`confirmations` counts the block itself; 0 off the main chain."""
+    core, proof = header.core, header.proof
+    return HeaderView(
+        id=header.id.hex(),
+        height=core.height,
+        parent=core.parent.hex(),
+        parent_ticket=core.parent_ticket.hex(),
+        time_ms=core.time_ms,
+        target=core.target.hex(),
+        miner=encode_address(core.miner, prefix),
+        state_root=core.state_root.hex(),
+        body_root=core.body_root.hex(),
+        unit=unit_view(core.unit) if isinstance(core.unit, PacketUnit) else IdleView(),
+        nonce=core.nonce.hex(),
+        ticket=header.ticket.hex(),
+        tile=None if proof is None else (proof.i, proof.j),
+        product=None if proof is None else proof.product.hex(),
+        total_work=str(total_work),
+        confirmations=confirmations,
+        main=main,
+        raw=encode(header).hex(),
+    )
+
+
+def unit_view(unit: PacketUnit) -> PacketUnitView:
+    """A packet as a unit."""
+    return PacketUnitView(unit.packet_id.hex(), unit.a_root.hex(), unit.b_root.hex(), unit.m, unit.k, unit.n)
+
+
+def tx_view(tx: Transaction, txid: bytes, prefix: str, placed: Placed | None) -> TxView:
+    """`placed` is None while the transaction is pending."""
+    body, payload = tx.body, tx.body.payload
+    receipt = None if placed is None else placed.receipt
+    transfer = payload if isinstance(payload, Transfer) else Transfer(())
+    return TxView(
+        txid=txid.hex(),
+        status="pending" if placed is None else "confirmed",
+        block=None if placed is None else placed.block.hex(),
+        height=None if placed is None else placed.height,
+        confirmations=0 if placed is None else placed.confirmations,
+        sender=encode_address(body.address, prefix),
+        nonce=body.nonce,
+        kind=kind_of(payload),
+        outputs=[OutputView(encode_address(output.address, prefix), output.amount) for output in transfer.outputs],
+        memo=transfer.memo.hex(),
+        gas_used=None if receipt is None else receipt.gas_used,
+        fee=None if receipt is None else receipt.fee,
+        ok=None if receipt is None else receipt.ok,
+        reason="" if receipt is None else receipt.reason,
+        detail="" if receipt is None else receipt.detail,
+        raw=encode(tx).hex(),
+    )
+
+
+def result_view(result: Result, prefix: str) -> ResultView:
+    """A Result of a block or of the pool."""
+    body = result.body
+    return ResultView(body.packet_id.hex(), encode_address(body.worker, prefix), body.product.hex())
+
+
+# --- the network ---------------------------------------------------------------------------------------------------
+
+
+class ChainInfo(Struct, frozen=True):
+    """The network, its tip, and the rules that clients need. `state_root` is that of the state after the tip."""
+
+    network: str
+    chain_id: int
+    address_prefix: str
+    genesis_hash: str
+    height: int
+    tip: str
+    time_ms: int
+    target: str
+    total_work: str
+    best_header_height: int
+    state_root: str
+    syncing: bool
+    spacing_ms: int
+    maturity: int
+    window: int
+    grace: int
+    max_life: int
+    slot_bond: int
+    min_price: int
+    min_fee: int
+    retention: int
+    gas_limit: int
+
+
+class Supply(Struct, frozen=True):
+    """All grains after the block at `height`; `circulating` = `issued` − `burned`."""
+
+    height: int
+    issued: int
+    burned: int
+    circulating: int
+
+
+# --- accounts and fees ---------------------------------------------------------------------------------------------
+
+
+class AccountView(Struct, frozen=True):
+    """An account after the tip. `next_nonce` and `pending_count` count the mempool too."""
+
+    address: str
+    balance: int
+    nonce: int
+    next_nonce: int
+    pending_count: int
+
+
+class ProofView(Struct, frozen=True):
+    """That an account has, or lacks, a record after the block at `height`.
+
+    The header at `height` + 1 carries `state_root`. `key` is the state key, `value` the canonical record (null if
+    absent), `proof` the canonical `consensus.trie.Proof`.
+    """
+
+    address: str
+    height: int
+    block: str
+    state_root: str
+    key: str
+    value: str | None
+    proof: str
+
+
+class TxSent(Struct, frozen=True):
+    """A transaction was taken into the mempool."""
+
+    txid: str
+
+
+class GasView(Struct, frozen=True):
+    """Gas per thing."""
+
+    transaction: int
+    byte: int
+    output: int
+    worker: int
+    packet: int
+    tensor_byte: int
+
+
+class Fees(Struct, frozen=True):
+    """The next block's base fee, and fees with which a transaction is likely to be in it. Grains per gas."""
+
+    base_fee: int
+    suggested_tip: int
+    suggested_max_base_fee: int
+    gas: GasView
+    gas_limit: int
+
+
+class MovementView(Struct, frozen=True):
+    """Grains that came to (or, below zero, left) an account. `reference` is a transaction, packet, job or block id."""
+
+    height: int
+    kind: Literal["sent", "received", "packet", "escrow", "refund", "block"]
+    amount: int
+    reference: str
+    time_ms: int
+
+
+# --- jobs ----------------------------------------------------------------------------------------------------------
+
+JobStatus: TypeAlias = Literal["pending", "open", "complete", "closed", "cancelled", "expired"]
+
+
+class JobView(Struct, frozen=True):
+    """A job. `escrow` is what its group still holds; `paid` and `burned` are totals of its packets' fees.
+
+    Status: `complete` has all it needs and waits for its grace to end; `closed` was complete; `expired` was not.
+    """
+
+    job: str
+    owner: str
+    status: JobStatus
+    packets: int
+    threshold: int
+    price: int
+    expiry: int
+    mode: int
+    done: int
+    held: int
+    queued: int
+    escrow: int
+    opened_at: int | None
+    completed_at: int | None
+    closed_at: int | None
+    refund: int | None
+    paid: int
+    burned: int
+    workers: int
+    blocks_won: list[int]
+
+
+class PacketView(Struct, frozen=True):
+    """A packet of a job: an m×k matrix times a k×n one. `won` says that its product won a block."""
+
+    packet_id: str
+    index: int
+    m: int
+    k: int
+    n: int
+    fee: int
+    status: Literal["queued", "held", "done", "withdrawn"]
+    worker: str | None
+    deadline: int | None
+    product: str | None
+    answered_at: int | None
+    won: bool
+
+
+JobEventName: TypeAlias = Literal[
+    "opened", "dealt", "answered", "missed", "dropped", "completed", "cancelled", "closed"
+]
+
+
+class StoryLine(Struct, frozen=True):
+    """What happened to a packet or its job at a height."""
+
+    height: int
+    event: JobEventName
+    worker: str | None
+    text: str
+
+
+class Explanation(Struct, frozen=True):
+    """Who held a packet when, and in one sentence who was paid how much, or why nobody was."""
+
+    packet_id: str
+    job: str
+    index: int
+    history: list[StoryLine]
+    verdict: str
+
+
+# --- workers -------------------------------------------------------------------------------------------------------
+
+
+class WorkerView(Struct, frozen=True):
+    """A worker's account in the state after the tip; all zero where `registered` is false.
+
+    `slots` is how many packets it may hold at once, `seen` the last height at which it gave a sign of life.
+    """
+
+    address: str
+    registered: bool
+    active: bool
+    bond: int
+    score: int
+    slots: int
+    slots_used: int
+    min_price: int
+    max_unit_bytes: int
+    max_packets: int
+    since: int
+    seen: int
+    retired_at: int | None
+    held: list[str]
+
+
+class UnitOffer(Struct, frozen=True):
+    """A unit to work on: the header core whose hash is `seed`, and the operands' commitments (null: zero operands)."""
+
+    id: str
+    core: str
+    seed: str
+    target: str
+    unit: UnitView
+    m: int
+    k: int
+    n: int
+    packet_id: str | None
+    a: str | None
+    b: str | None
+    height: int
+    deadline: int | None
+
+
+class WorkAccepted(Struct, frozen=True):
+    """The outcome of submitted work: whether its block became the tip."""
+
+    block: str
+    height: int
+    accepted: bool
+
+
+class ResultAccepted(Struct, frozen=True):
+    """A Result was taken into the pool, or kept until its packet's block is here (`waiting`)."""
+
+    id: str
+    waiting: bool = False
+
+
+# --- the node ------------------------------------------------------------------------------------------------------
+
+
+class NodeInfo(Struct, frozen=True):
+    """This node. `miner` is its worker's account, null if it does not mine."""
+
+    version: str
+    network: str
+    node_id: str
+    p2p_address: str
+    rpc_address: str
+    miner: str | None
+    uptime_seconds: float
+    peers: int
+    height: int
+
+
+class PeerView(Struct, frozen=True):
+    """A connected peer. `latency_ms` is null before the first answer; `score` counts its misbehaviour, 100 is out."""
+
+    id: str
+    address: str
+    direction: str
+    agent: str
+    version: int
+    height: int
+    latency_ms: float | None
+    score: float
+    bytes_in: int
+    bytes_out: int
+
+
+class MempoolInfo(Struct, frozen=True):
+    """What waits for a block."""
+
+    transactions: int
+    bytes: int
+    results: int
+
+
+class MiningInfo(Struct, frozen=True):
+    """What the node's own miner has done since it started; all zero where it does not mine.
+
+    `macs` counts multiplications as packets are priced, `seconds` the time spent on them.
+    """
+
+    enabled: bool
+    idle_units: int = 0
+    packet_units: int = 0
+    macs: int = 0
+    seconds: float = 0.0
+    packets_answered: int = 0
+    idle_blocks: int = 0
+    packet_blocks: int = 0
+
+
+class Done(Struct, frozen=True):
+    """It was done."""
+
+    ok: bool = True
+
+
+# --- events --------------------------------------------------------------------------------------------------------
+
+
+class PendingTx(Struct, frozen=True):
+    """A transaction that has entered the mempool."""
+
+    txid: str
+    sender: str
+    nonce: int
+    kind: TxKind
+
+
+class JobEvent(Struct, frozen=True):
+    """Something happened to a job in the main chain's block at `height`."""
+
+    height: int
+    job: str
+    event: JobEventName
+    packet_id: str | None
+    worker: str | None
+    text: str
+
+
+class PendingResult(Struct, frozen=True):
+    """A verified Result that has entered the pool."""
+
+    id: str
+    packet_id: str
+    worker: str
+    product: str
+
+
+class Reorg(Struct, frozen=True):
+    """Blocks left the main chain: `disconnected` newest first, `connected` oldest first, `fork_height` below both."""
+
+    fork_height: int
+    disconnected: list[str]
+    connected: list[str]
