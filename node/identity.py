@@ -1,0 +1,138 @@
+"""Who a node is: an Ed25519 key in a file that only its user reads, and the certificate that carries it in TLS.
+
+The certificate is self-signed and the same at every start: nobody checks its dates or names, only that the other end
+of the TLS session holds its key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from consensus.crypto import H, is_strict_public_key
+
+_FIRST_DAY = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+_NO_LAST_DAY = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+"""RFC 5280, 4.1.2.5: a certificate without a well-defined end."""
+
+_MAX_KEY_FILE_BYTES = 4096
+
+
+class IdentityError(Exception):
+    """The key file cannot be used; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A node's key pair and certificate.
+
+    Attributes:
+        key: the public key, 32 bytes; it names the node.
+        certificate: self-signed X.509, DER.
+    """
+
+    key: bytes
+    certificate: bytes
+    _private: Ed25519PrivateKey
+
+    def sign(self, message: bytes) -> bytes:
+        """Ed25519 signature, 64 bytes."""
+        return self._private.sign(message)
+
+    @property
+    def private_pem(self) -> bytes:
+        """The private key as PKCS #8, for the TLS library."""
+        return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """The certificate as PEM, for the TLS library."""
+        return x509.load_der_x509_certificate(self.certificate).public_bytes(Encoding.PEM)
+
+
+def from_seed(seed: bytes) -> Identity:
+    """The identity of a 32-byte Ed25519 seed."""
+    private = Ed25519PrivateKey.from_private_bytes(seed)
+    public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tilework node")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(1 + int.from_bytes(public[:16]))
+        .not_valid_before(_FIRST_DAY)
+        .not_valid_after(_NO_LAST_DAY)
+        .sign(private, None)
+    )
+    return Identity(public, certificate.public_bytes(Encoding.DER), private)
+
+
+def load_or_create(path: Path) -> Identity:
+    """The identity in the PEM file `path`; a missing file is made, readable by its user alone.
+
+    Raises:
+        IdentityError: the file cannot be read, others can read it, or it holds no Ed25519 key.
+    """
+    try:
+        if not path.exists():
+            _create(path)
+        if path.stat().st_mode & 0o077:
+            raise IdentityError(f"{path} can be read by other users: chmod 600 it")
+        with path.open("rb") as file:
+            data = file.read(_MAX_KEY_FILE_BYTES)
+        private = load_pem_private_key(data, None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise IdentityError(f"{path} is no node key ({error}): restore it, or remove it for a new identity") from None
+    if not isinstance(private, Ed25519PrivateKey):
+        raise IdentityError(f"{path} holds another kind of key: restore it, or remove it for a new identity")
+    return from_seed(private.private_bytes_raw())
+
+
+def certified_key(certificate: bytes) -> bytes | None:
+    """The Ed25519 key (32 bytes) that a DER certificate carries; None where there is none that is acceptable."""
+    try:
+        key = x509.load_der_x509_certificate(certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    if not isinstance(key, Ed25519PublicKey):
+        return None
+    raw = key.public_bytes_raw()
+    return raw if is_strict_public_key(raw) else None
+
+
+def certificate_hash(certificate: bytes) -> bytes:
+    """H("tw/cert", DER): what a hello binds itself to."""
+    return H("tw/cert", certificate)
+
+
+def _create(path: Path) -> None:
+    """Write a new key beside `path`, then name it: a crash leaves no half key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(from_seed(os.urandom(32)).private_pem)
+            file.flush()
+            os.fsync(file.fileno())
+        # Not rename: if another process was faster, its key stands.
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+    finally:
+        fresh.unlink()

@@ -1,0 +1,109 @@
+"""What a node grants its peers: every bound of the network in one frozen value (docs/protocol.md, section 15).
+
+Sizes are in bytes, times in seconds. Tests shrink single values; a running node uses the defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_STRIP_BYTES = 1 << 20
+"""Strips that travel in one message; the largest strip of a product (64 × 4096 int32) just fits."""
+
+MAX_MESSAGE_BYTES = MAX_STRIP_BYTES + (4 << 10)
+"""The largest message of any type: its strips, their Merkle paths and the envelope."""
+
+MAX_HEADERS = 512
+"""Headers in one reply."""
+
+MAX_LOCATOR = 64
+"""Ids in a locator: ten dense ones, then one per doubling, reach genesis from any height below 2⁵⁰."""
+
+MAX_ANNOUNCED = 256
+"""Ids in one announcement of transactions or results."""
+
+MAX_REQUESTED = 64
+"""Transactions or results asked for at once."""
+
+MAX_ADDRESSES = 64
+"""Addresses in one reply."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on one node's network."""
+
+    max_inbound: int = 64
+    max_outbound: int = 8
+    max_inbound_per_host: int = 8
+    """From one address that is not loopback."""
+    max_handshakes: int = 32
+    """Inbound connections that have not said hello yet."""
+    handshake_s: float = 5.0
+    dial_s: float = 5.0
+    stop_s: float = 2.0
+
+    ping_interval_s: float = 15.0
+    ping_timeout_s: float = 20.0
+    """Longer than `send_s`: a peer that reads slowly is told so, not taken for dead."""
+    send_s: float = 15.0
+    """Most time in which one frame must leave for the peer."""
+    request_s: float = 8.0
+    """A peer that answers nothing for so long, while it owes answers, stalls."""
+    request_total_s: float = 45.0
+    """One answer must be there after this, whatever else the peer answers meanwhile."""
+
+    max_pending: int = 16
+    """Requests to one peer that wait for their answers."""
+    max_unanswered: int = 64
+    """A peer's requests that wait for us; it promises to keep below `max_pending`."""
+    reply_backlog_bytes: int = 256 << 10
+    """The next answer is made once no more than this waits to leave."""
+    send_backlog_bytes: int = 2 << 20
+    """A peer that lets more than this pile up is dropped."""
+
+    unknown_bytes: int = 4 << 10
+    """Largest message of an unknown type."""
+    unknown_per_s: float = 1.0
+    unknown_burst: float = 8.0
+
+    download_window: int = 32
+    """Blocks fetched at once, ahead of the one that is executed next."""
+    download_bytes: int = 48 << 20
+    """Blocks' tensors on their way into this node at any time."""
+    gossip_bytes: int = 32 << 20
+    """The same for jobs and Results that no block holds yet: they must not hold up blocks."""
+    header_syncs: int = 2
+    """Peers whose headers are taken in at the same time."""
+    header_batch: int = 64
+    """Headers checked in one go off the event loop."""
+    strips_ahead: int = 8
+    """Packet headers whose strips are fetched ahead of their check."""
+    header_retry_s: float = 5.0
+    """Pause before a peer that claims more work than it has shown is asked again."""
+    max_early: int = 64
+    """Headers kept aside because their time has not come."""
+    early_retry_s: float = 1.0
+    unavailable_retry_s: float = 1.0
+    """Pause before asking everybody again for what nobody had."""
+
+    gossip_interval_s: float = 0.05
+    max_known: int = 4096
+    """Ids per peer that it is known to know."""
+    max_announced: int = 2048
+    """Ids announced by one peer that wait to be fetched."""
+    max_recent: int = 4096
+    """Own transactions and results that are offered to peers who come later."""
+
+    score_half_life_s: float = 600.0
+    cool_down_s: float = 600.0
+    max_cooling: int = 1024
+
+    backoff_first_s: float = 1.0
+    backoff_most_s: float = 60.0
+    book_dial_s: float = 2.0
+    """Pause between looks for another outbound peer."""
+    book_save_s: float = 300.0
+
+
+DEFAULT = Limits()
