@@ -16,7 +16,6 @@
     s ‖ state key                         the state's value          the state after the tip, trie nodes included
     t ‖ commitment                        height                     through which a tensor is kept
     y ‖ height ‖ commitment               empty                      the same, in the order in which tensors expire
-    k ‖ peer address                      the address book's         peers
 
 Heights are 8 bytes and ordinals 4, big-endian, so that keys sort by them. All other parts but the last have a fixed
 length, so that no key is ambiguous and a prefix of parts is a range of keys. Values are `consensus.codec` encodings
@@ -53,7 +52,6 @@ MOVEMENT = b"a"
 STATE = b"s"
 TENSOR_UNTIL = b"t"
 TENSOR_EXPIRY = b"y"
-PEER = b"k"
 
 FORMAT = META + b"format"
 """→ FORMAT_VERSION in decimal digits."""
