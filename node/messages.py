@@ -183,14 +183,14 @@ class NewBlock(Value, frozen=True):
 class Announce(Value, frozen=True):
     """The sender holds these verified transactions or results."""
 
-    kind: Annotated[int, Meta(ge=Kind.TRANSACTION, le=Kind.RESULT)]
+    kind: Annotated[int, Meta(ge=Kind.TRANSACTION.value, le=Kind.RESULT.value)]
     ids: Ids
 
 
 class GetItems(Value, frozen=True):
     """Transactions or results by id."""
 
-    kind: Annotated[int, Meta(ge=Kind.TRANSACTION, le=Kind.RESULT)]
+    kind: Annotated[int, Meta(ge=Kind.TRANSACTION.value, le=Kind.RESULT.value)]
     ids: FewIds
 
 
