@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from consensus import events, jobs
 from consensus.events import Event
 from consensus.params import ChainParams
-from consensus.state import DONE, GROUPS, HELD, PACKETS, QUEUED, WITHDRAWN, Group, Packet
+from consensus.state import DONE, GROUPS, HELD, PACKETS, QUEUED, WITHDRAWN, Group, Packet, StateReader
 from consensus.transaction import SubmitJob, Transaction, packet_id
 from node.chain import Chain
 from node.rpc.views import Explanation, JobEventName, JobStatus, JobView, PacketView, StoryLine
@@ -64,14 +64,16 @@ def gather(chain: Chain, job: bytes, pending: Transaction | None) -> JobRecord |
     if tx is None or not isinstance(tx.body.payload, SubmitJob):
         return None
     payload = tx.body.payload
-    group = chain.read(lambda state: GROUPS.get(state, job))
-    packets: dict[bytes, Packet] = {}
-    if group is not None:
-        for index in range(len(payload.packets)):
-            identity = packet_id(job, index)
-            packet = chain.read(lambda state, key=identity: PACKETS.get(state, key))
-            if packet is not None:
-                packets[identity] = packet
+    identities = [packet_id(job, index) for index in range(len(payload.packets))]
+
+    def held_by_state(state: StateReader) -> tuple[Group | None, dict[bytes, Packet]]:
+        group = GROUPS.get(state, job)
+        if group is None:
+            return None, {}
+        found = ((identity, PACKETS.get(state, identity)) for identity in identities)
+        return group, {identity: packet for identity, packet in found if packet is not None}
+
+    group, packets = chain.read(held_by_state)
     return JobRecord(chain.params, job, tx.body.address, payload, group, packets, history)
 
 

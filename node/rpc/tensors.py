@@ -1,8 +1,8 @@
 """Matrices over HTTP, as `.npy` files: `PUT /tensors?side=…`, `GET` and `HEAD /tensors/{commitment}`.
 
-The format is numpy's (NEP 1, versions 1.0 to 3.0), read strictly: a header of at most a kilobyte that says little-endian
-int8 or int32 in C order, and then exactly the bytes that it promises. Nothing is unpickled, and nothing is allocated
-before the shape is checked. Hashing and the disk are left to threads.
+The format is numpy's (NEP 1, versions 1.0 to 3.0), read strictly: a header of at most a kilobyte that says
+little-endian int8 or int32 in C order, and then exactly the bytes that it promises. Nothing is unpickled, and nothing
+is allocated before the shape is checked. Hashing and the disk are left to threads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -36,7 +36,7 @@ TRANSFER_SECONDS = 120.0
 
 _CHUNK_BYTES = 1 << 18
 _MAGIC = b"\x93NUMPY"
-_DTYPES = {"|i1": np.dtype("i1"), "<i1": np.dtype("i1"), "<i4": np.dtype("<i4")}
+_DTYPES: dict[str, np.dtype[Any]] = {"|i1": np.dtype("i1"), "<i1": np.dtype("i1"), "<i4": np.dtype("<i4")}
 _SIDES: dict[str, Literal[0, 1]] = {"rows": ROWS, "columns": COLUMNS}
 
 _SAVE = "Save it with numpy.save from an int8 or int32 array in C order."
@@ -56,7 +56,7 @@ class Uploaded(Struct, frozen=True):
 class Head(NamedTuple):
     """What a `.npy` header says: `size` is the number of bytes behind it."""
 
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
     rows: int
     cols: int
 
@@ -145,7 +145,7 @@ class TensorRoutes:
             response.content_length = len(head) + tensor.spec.size
             await response.prepare(request)
             await response.write(head)
-            data = memoryview(tensor.matrix).cast("B")
+            data = tensor.matrix.data.cast("B")
             for start in range(0, len(data), _CHUNK_BYTES):
                 async with asyncio.timeout(STALL_SECONDS):
                     await response.write(data[start : start + _CHUNK_BYTES])
@@ -174,14 +174,14 @@ class TensorRoutes:
 async def _receive(body: StreamReader) -> Matrix:
     """The matrix in a `.npy` body, read-only; nothing is kept of one that is too long or too short."""
     try:
-        prefix = await _exactly(body, 8)
+        prefix = bytes(await _exactly(body, 8))
         if prefix[:6] != _MAGIC or prefix[6:] not in (b"\1\0", b"\2\0", b"\3\0"):
             raise RpcError(INVALID_REQUEST, "The body is no .npy file", fix=_SAVE)
         width = 2 if prefix[6] == 1 else 4
         length = int.from_bytes(await _exactly(body, width), "little")
         if length > MAX_HEAD_BYTES:
             raise RpcError(INVALID_REQUEST, f"A .npy header of {length} bytes", fix=_SAVE)
-        head = parse_head(await _exactly(body, length))
+        head = parse_head(bytes(await _exactly(body, length)))
         data = await _exactly(body, head.size)
     except asyncio.IncompleteReadError as error:
         why = f"The body ends {(error.expected or 0) - len(error.partial)} bytes early"
