@@ -64,8 +64,9 @@ class Intake:
         compute: Compute,
         fatal: Callable[[StorageError], None],
         upload_quota_bytes: int = UPLOAD_QUOTA_BYTES,
+        unclaimed_blocks: int = UNCLAIMED_BLOCKS,
     ) -> None:
-        """`fatal` is called once with the error after which the node must stop."""
+        """`fatal` is called with the error after which the node must stop. The rest bounds tensors no block claims."""
         self.chain = chain
         self.pool = pool
         self.results = results
@@ -76,6 +77,7 @@ class Intake:
         self._importing = asyncio.Lock()
         self._waiting = WaitingRoom()
         self._uploads = _Uploads(upload_quota_bytes)
+        self._unclaimed_blocks = unclaimed_blocks
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def transaction(self, tx: Transaction) -> bytes:
@@ -111,16 +113,16 @@ class Intake:
         return await asyncio.shield(self._spawn(self._block(block, strips)))
 
     async def tensor(self, tensor: Tensor, obliged: bool = False) -> None:
-        """Keep a tensor, durably, until a block claims it or `UNCLAIMED_BLOCKS` have passed.
+        """Keep a tensor, durably, until a block claims it or some blocks have passed.
 
         `obliged`: a block or a packet in hand needs it, so it stands outside the quota.
 
         Raises:
             PoolError: too many bytes are unclaimed.
         """
-        height = self.chain.tip.height
-        if not obliged:
-            self._uploads.add(tensor.commitment, tensor.spec.size, height + UNCLAIMED_BLOCKS)
+        commitment = tensor.commitment
+        if not obliged and (commitment in self._uploads or not self.chain.tensors.has(commitment)):
+            self._uploads.add(commitment, tensor.spec.size, self.chain.tip.height + self._unclaimed_blocks)
         await self._run(self._keep, tensor)
 
     async def close(self) -> None:
@@ -130,14 +132,15 @@ class Intake:
     # ------------------------------------------------------------------ transactions
 
     async def _transaction(self, tx: Transaction, txid: bytes) -> None:
-        await self._run(self._check_transaction, tx)
+        await self._run(self._check_transaction, tx, txid)
         if self.pool.add(tx, txid):
             for observer in self.observers:
                 observer.new_transaction(tx, txid)
 
-    def _check_transaction(self, tx: Transaction) -> None:
+    def _check_transaction(self, tx: Transaction, txid: bytes) -> None:
         validation.check_transaction(self.chain.params, tx)
-        self.pool.check(tx)  # before its signature is worth verifying
+        if not self.pool.check(tx, txid):  # before its signature is worth verifying
+            return
         self.chain.signatures.check([tx])
         if isinstance(tx.body.payload, SubmitJob):
             for operand in tx.body.payload.operands():
@@ -222,7 +225,7 @@ class Intake:
 
     def _keep(self, tensor: Tensor) -> None:
         # The end of its time is written before the tensor: a crash between the two leaves nothing behind for ever.
-        self.chain.keep_tensor(tensor.commitment, UNCLAIMED_BLOCKS)
+        self.chain.keep_tensor(tensor.commitment, self._unclaimed_blocks)
         self.chain.tensors.add(tensor)
 
     # ------------------------------------------------------------------ machinery
@@ -280,6 +283,9 @@ class _Uploads:
         self._quota_bytes = quota_bytes
         self._tensors: dict[bytes, tuple[int, int]] = {}
         self._bytes = 0
+
+    def __contains__(self, commitment: bytes) -> bool:
+        return commitment in self._tensors
 
     def add(self, commitment: bytes, size: int, until: int) -> None:
         if commitment not in self._tensors:

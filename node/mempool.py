@@ -126,12 +126,15 @@ class Mempool:
                 nonce += 1
             return nonce
 
-    def check(self, tx: Transaction) -> None:
-        """The pool's rules that need no more than a look at the sender's account, or PoolError."""
+    def check(self, tx: Transaction, txid: bytes) -> bool:
+        """Whether a transaction is new and, but for the pool's room, can be added; PoolError where it cannot."""
         with self._lock:
+            if txid in self._entries:
+                return False
             address = tx.body.address
             account, base_fee = self._chain.read(lambda s: (state.account(s, address), state.ledger(s).base_fee))
             self._check(tx, address, account, base_fee, _cost(self._chain.params, tx))
+            return True
 
     def add(self, tx: Transaction, txid: bytes) -> bool:
         """Keep a transaction whose signature and payload were checked; False if it is known.

@@ -148,7 +148,7 @@ class Miner:
     # ------------------------------------------------------------------ the loop
 
     async def run(self) -> None:
-        """Mine until cancelled."""
+        """Mine until cancelled. What cannot be survived (a `StorageError`) comes out in an ExceptionGroup."""
         self._intake.observers.append(self)
         try:
             async with asyncio.TaskGroup() as group:

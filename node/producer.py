@@ -14,6 +14,7 @@ from typing import NamedTuple
 from consensus import jobs
 from consensus.block import Block, Body, Header, HeaderCore, PacketUnit, Proof, Unit, unit_shape
 from consensus.difficulty import median_time
+from consensus.errors import ConsensusError, Reason
 from consensus.params import MAX_TENSOR_BYTES, PROTOCOL_VERSION
 from consensus.state import GROUPS, HELD, PACKETS, WORKERS, Packet, StateReader
 from consensus.validation import expected_target
@@ -79,8 +80,16 @@ class Producer:
         self._built_ms = 0
 
     def candidate(self, unit: Unit, miner: bytes) -> Candidate:
-        """A candidate on the present tip. The caller sees to it that `miner` holds the unit's packet."""
+        """A candidate on the present tip.
+
+        Raises:
+            ConsensusError: NOT_ASSIGNEE: `miner` does not hold the unit's packet, or not any more.
+        """
         params = self._chain.params
+        if isinstance(unit, PacketUnit):
+            packet = self._chain.read(lambda state: PACKETS.get(state, unit.packet_id))
+            if packet is None or packet.status != HELD or packet.worker != miner:
+                raise ConsensusError(Reason.NOT_ASSIGNEE, miner, "the packet's assignee")
         m, n, k = unit_shape(params, unit)
         assembly = self._current(4 * m * n)
         body, body_root = assembly.body, assembly.body_root
@@ -119,11 +128,6 @@ class Producer:
         """
         packets = self._chain.read(lambda state: _held(self._chain, state, worker))
         return sorted(packets, key=lambda held: (held.complete, held.deadline))
-
-    def is_registered(self, worker: bytes) -> bool:
-        """Whether a worker stands in the state of the tip and has not retired."""
-        record = self._chain.read(lambda state: WORKERS.get(state, worker))
-        return record is not None and not record.retired_at
 
     def _current(self, reserve_bytes: int) -> Assembly:
         """A body on the tip with room for the unit's product; chosen anew only when it must be."""

@@ -97,6 +97,12 @@ class Rig:
         await self.intake.tensor(product, obliged=True)
         return self.producer.seal(candidate, 0, 0, evaluation.states[0, 0], product.commitment)
 
+    def branch(self) -> ChainBuilder:
+        """A builder that goes its own way from the present tip, with the same tensors."""
+        other = self.builder.fork()
+        other.tensors, other.products = self.builder.tensors, self.builder.products
+        return other
+
     async def receive(self, node: builders.Node) -> Import:
         """Import a builder's block as a peer would bring it."""
         for commitment in obliged_tensors(node.block):
