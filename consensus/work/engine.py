@@ -6,14 +6,13 @@ bits. `TILEWORK_KERNEL=portable` in the environment forces the latter.
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Protocol
 
-import llvmlite.binding
 import numpy as np
 
 from consensus.work import portable
+from consensus.work.features import has_kernels
 from consensus.work.noise import left_noise, right_noise
 from consensus.work.unit import (
     TILE,
@@ -29,8 +28,6 @@ from consensus.work.unit import (
     check_shape,
     check_threads,
 )
-
-KERNEL_VARIABLE = "TILEWORK_KERNEL"
 
 
 class Implementation(Protocol):
@@ -59,7 +56,7 @@ def noised(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
 
 
 def idle_operands(seed: bytes, m: int, n: int, k: int) -> tuple[Int8, Int8]:
-    """The noised operands of an idle unit, whose own are zero: (m, k) and (k, n), int8 in [−64, 64]. Raises UnitError."""
+    """The noised operands of an idle unit, whose own are zero: (m, k), (k, n) int8 in [−64, 64]. Raises UnitError."""
     check_seed(seed)
     check_shape(m, n, k)
     return _implementation().noised(seed, np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
@@ -68,9 +65,9 @@ def idle_operands(seed: bytes, m: int, n: int, k: int) -> tuple[Int8, Int8]:
 def evaluate(seed: bytes, a: Int8, b: Int8, threads: int = 1, interrupted: Interrupted = None) -> Evaluation:
     """Evaluate a packet: its true product A·B, and the states that its tickets are made of.
 
-    a: (m, k), b: (k, n), int8 in [−63, 63]. interrupted: asked between bands of 64 rows, from any of the threads; once it
-    is true (a better block has come, the seed is stale) the states are given up and the product, which is paid for, is
-    finished in the fastest way, without noise. Raises UnitError.
+    a: (m, k), b: (k, n), int8 in [−63, 63]. interrupted: asked between bands of 64 rows, from any of the threads; once
+    it is true (a better block has come, the seed is stale) the states are given up, and the product, which is paid
+    for, is finished in the fastest way, without noise. Raises UnitError.
     """
     a, b = _checked(seed, a, b)
     check_threads(threads)
@@ -95,7 +92,10 @@ def evaluate_idle(
 
 
 def multiply(a: Int8, b: Int8, threads: int = 1) -> Int32:
-    """A·B exactly, (m, n) int32, for work that takes no part in the lottery. Operands as in `evaluate`. Raises UnitError."""
+    """A·B exactly, (m, n) int32, for work that takes no part in the lottery.
+
+    Operands as in `evaluate`. Raises UnitError.
+    """
     a, b = check_operand("a", a), check_operand("b", b)
     check_inner_dimension(a, b)
     check_threads(threads)
@@ -153,11 +153,7 @@ def _checked(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
 @cache
 def _implementation() -> Implementation:
     """The fastest that runs here. Loaded late: numba and the cached kernels take half a second."""
-    forced = os.environ.get(KERNEL_VARIABLE, "")
-    if forced not in ("", "portable"):
-        raise UnitError(f'{KERNEL_VARIABLE}={forced}: expected "portable", or no value to let the processor decide')
-    # The features that numba compiles for: this is the same library asking the same question.
-    if forced or not llvmlite.binding.get_host_cpu_features().get("avx2", False):
+    if not has_kernels():
         return portable
     from consensus.work import fast
 

@@ -28,8 +28,7 @@ file, since numba's cache looks for changes in a function's own file alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
@@ -51,6 +50,11 @@ PLAIN_BIAS = 63
 
 _CHUNK_PAIRS = TILE // 2
 _CHUNK_QUADS = TILE // 4
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+# Numba's own types for these describe neither how an intrinsic is called nor what the helpers take.
+_intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic
+_tools: Any = cgutils
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _Address = ir.PointerType()
@@ -109,12 +113,12 @@ class _Vectors:
 
     def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
         signature = ir.FunctionType(result, [argument.type for argument in arguments])
-        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        function = _tools.get_or_insert_function(self.builder.module, signature, name)
         return self.builder.call(function, arguments)
 
 
 def _vector_code(emit: Callable[..., None], count: int) -> tuple[Any, Callable[..., Any]]:
-    """What an intrinsic returns: a void signature of `count` int64 arguments, and the code that `emit` writes for it."""
+    """What an intrinsic returns: a void signature of `count` int64 arguments, and the code that `emit` writes."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         emit(_Vectors(builder), *arguments)
@@ -133,10 +137,10 @@ class _RegisterTile:
 
     def __init__(self, v: _Vectors, a: ir.Value, b: ir.Value) -> None:
         self._v = v
-        self._a = cgutils.alloca_once_value(v.builder, v.pointer(a))
-        self._b = cgutils.alloca_once_value(v.builder, v.pointer(b))
+        self._a = _tools.alloca_once_value(v.builder, v.pointer(a))
+        self._b = _tools.alloca_once_value(v.builder, v.pointer(b))
         zero = ir.Constant(self._HALF, None)
-        self._sums = [[cgutils.alloca_once_value(v.builder, zero) for _ in range(2)] for _ in range(GROUP)]
+        self._sums = [[_tools.alloca_once_value(v.builder, zero) for _ in range(2)] for _ in range(GROUP)]
 
     def _add(self, row: int, half: int, term: ir.Value) -> None:
         builder, slot = self._v.builder, self._sums[row][half]
@@ -158,7 +162,7 @@ class _RegisterTile:
         """Multiply `count` pairs of int16 (an even number: two are unrolled)."""
         v = self._v
         half_count = v.builder.udiv(_I64(count) if isinstance(count, int) else count, _I64(2))
-        with cgutils.for_range(v.builder, half_count):
+        with _tools.for_range(v.builder, half_count):
             for step in range(2):
                 rows, columns = self._operands(step)
                 for r, row in enumerate(rows):
@@ -174,7 +178,7 @@ class _RegisterTile:
         """
         v = self._v
         ones = ir.Constant(ir.VectorType(_I16, 16), [1] * 16)
-        with cgutils.for_range(v.builder, _I64(count // 2)):
+        with _tools.for_range(v.builder, _I64(count // 2)):
             first, second = self._operands(0), self._operands(1)
             for r in range(GROUP):
                 for h in range(2):
@@ -215,7 +219,7 @@ class _RegisterTile:
             start = v.at(start, stride)
 
 
-@intrinsic
+@_intrinsic
 def _wide_tile(_: Any, a: Any, b: Any, chunks: Any, tail: Any, folds: Any, out: Any, stride: Any) -> Any:
     """4 rows × 16 columns: `chunks` chunks, folded into folds[chunk], then `tail` pairs that are not.
 
@@ -225,7 +229,7 @@ def _wide_tile(_: Any, a: Any, b: Any, chunks: Any, tail: Any, folds: Any, out: 
     def emit(v: _Vectors, a: Any, b: Any, chunks: Any, tail: Any, folds: Any, out: Any, stride: Any) -> None:
         tile = _RegisterTile(v, a, b)
         start = v.pointer(folds)
-        with cgutils.for_range(v.builder, chunks) as loop:
+        with _tools.for_range(v.builder, chunks) as loop:
             tile.add_pairs(_CHUNK_PAIRS)
             tile.fold_into(v.at(start, v.builder.mul(loop.index, _I64(4 * LANES))))
         tile.add_pairs(tail)
@@ -234,14 +238,14 @@ def _wide_tile(_: Any, a: Any, b: Any, chunks: Any, tail: Any, folds: Any, out: 
     return _vector_code(emit, 7)
 
 
-@intrinsic
+@_intrinsic
 def _narrow_tile(_: Any, a: Any, b: Any, chunks: Any, offsets: Any, folds: Any, out: Any, stride: Any) -> Any:
-    """4 rows × 16 columns as in `_wide_tile`, adding offsets[chunk] (16 int32) to every row before a chunk is folded."""
+    """4 rows × 16 columns as in `_wide_tile`, offsets[chunk] (16 int32) being added to every row before a fold."""
 
     def emit(v: _Vectors, a: Any, b: Any, chunks: Any, offsets: Any, folds: Any, out: Any, stride: Any) -> None:
         tile = _RegisterTile(v, a, b)
         words, corrections = v.pointer(folds), v.pointer(offsets)
-        with cgutils.for_range(v.builder, chunks) as loop:
+        with _tools.for_range(v.builder, chunks) as loop:
             tile.add_quads(_CHUNK_QUADS)
             offset = v.builder.mul(loop.index, _I64(4 * LANES))
             tile.add_to_columns(v.at(corrections, offset))
@@ -251,7 +255,7 @@ def _narrow_tile(_: Any, a: Any, b: Any, chunks: Any, offsets: Any, folds: Any, 
     return _vector_code(emit, 7)
 
 
-@intrinsic
+@_intrinsic
 def _noise_rows(
     _: Any, a: Any, stride: Any, p: Any, q: Any, low: Any, high: Any, sums_low: Any, sums_high: Any, out: Any
 ) -> Any:
@@ -283,7 +287,7 @@ def _noise_rows(
     return _vector_code(emit, 9)
 
 
-@intrinsic
+@_intrinsic
 def _noise_tables(_: Any, left: Any, low: Any, high: Any, tail: Any) -> Any:
     """Fill 4 rows' tables for `_noise_rows` from their noise, 64 int8 a row, and pack its negative as a chunk."""
 
@@ -304,7 +308,7 @@ def _noise_tables(_: Any, left: Any, low: Any, high: Any, tail: Any) -> Any:
     return _vector_code(emit, 4)
 
 
-@intrinsic
+@_intrinsic
 def _recovery_rows(_: Any, sums_low: Any, sums_high: Any, out: Any) -> Any:
     """Pack −U for 4 rows as a chunk, from the sums that `_noise_rows` left."""
 
@@ -317,7 +321,7 @@ def _recovery_rows(_: Any, sums_low: Any, sums_high: Any, out: Any) -> Any:
             plus, minus = (v.load(ir.VectorType(_I16, 8), sums, v.builder.add(slot, _I64(o))) for o in (0, 16 * TILE))
             return v.cast(builder.sub(minus, plus), _I32, 4)
 
-        with cgutils.for_range(builder, _I64(_CHUNK_PAIRS)) as loop:
+        with _tools.for_range(builder, _I64(_CHUNK_PAIRS)) as loop:
             even = builder.shl(loop.index, _I64(5))
             odd = builder.add(even, _I64(16))
             first = builder.add(negative(sums_low, even), builder.lshr(negative(sums_high, even), half))
@@ -330,7 +334,7 @@ def _recovery_rows(_: Any, sums_low: Any, sums_high: Any, out: Any) -> Any:
     return _vector_code(emit, 3)
 
 
-@intrinsic
+@_intrinsic
 def _noise_columns(_: Any, b: Any, stride: Any, p: Any, q: Any, noise: Any, sums: Any, out: Any) -> Any:
     """Pack 2 rows × 16 columns of B' as 64 bytes, and sum its rows by p.
 
@@ -354,7 +358,7 @@ def _noise_columns(_: Any, b: Any, stride: Any, p: Any, q: Any, noise: Any, sums
     return _vector_code(emit, 7)
 
 
-@intrinsic
+@_intrinsic
 def _interleave_pair(_: Any, first: Any, second: Any, out: Any) -> Any:
     """Pack two rows of 16 int16 as 64 bytes."""
 
@@ -365,7 +369,7 @@ def _interleave_pair(_: Any, first: Any, second: Any, out: Any) -> Any:
     return _vector_code(emit, 3)
 
 
-@intrinsic
+@_intrinsic
 def _interleave_quad(_: Any, first: Any, second: Any, third: Any, fourth: Any, out: Any, stride: Any) -> Any:
     """Pack four rows of 16 bytes as quads: 16-byte pieces of four quads each, `stride` bytes apart."""
 
@@ -381,7 +385,7 @@ def _interleave_quad(_: Any, first: Any, second: Any, third: Any, fourth: Any, o
     return _vector_code(emit, 6)
 
 
-@intrinsic
+@_intrinsic
 def _biased_quads(_: Any, a: Any, stride: Any, out: Any) -> Any:
     """Pack 4 rows × 16 columns of A + 63 as four quads of each row."""
 
@@ -397,7 +401,7 @@ def _biased_quads(_: Any, a: Any, stride: Any, out: Any) -> Any:
     return _vector_code(emit, 3)
 
 
-@intrinsic
+@_intrinsic
 def _chunk_offsets(_: Any, columns: Any, bias: Any, out: Any) -> Any:
     """−bias · (the sums of a packed chunk's 16 columns), 16 int32: what takes the rows' bias out of a product."""
 
@@ -418,7 +422,7 @@ def _chunk_offsets(_: Any, columns: Any, bias: Any, out: Any) -> Any:
     return _vector_code(emit, 3)
 
 
-@intrinsic
+@_intrinsic
 def _address(_: Any, array: Any) -> Any:
     """Where the array's first entry is. Numba's own `.ctypes.data` is unsigned: adding to it an int64 makes a float."""
 
@@ -429,7 +433,10 @@ def _address(_: Any, array: Any) -> Any:
     return types.int64(array), generate
 
 
-_compiled = partial(njit, cache=True, nogil=True, error_model="numpy")
+def _compiled(signature: str) -> Callable[[_Function], _Function]:
+    """Compile for one signature, at import: arrays of any other kind are a TypeError, not a second version."""
+    decorator: Callable[[_Function], Any] = njit(signature, cache=True, nogil=True, error_model="numpy")
+    return decorator
 
 
 @_compiled("void(uint32[::1], uint32[::1])")
@@ -639,7 +646,7 @@ def evaluate_noise_rows(
 
 @_compiled("void(int64, int64, uint8[::1], uint8[:,::1], int32[:,:,:,::1], int32[:,::1])")
 def multiply_plain_rows(band: int, a: int, rows: Any, columns: Any, offsets: Any, product: Any) -> None:
-    """Multiply 64 rows of A, as they are, with all columns. a: address of A, (m, k) int8. rows: 64·k bytes of scratch."""
+    """Multiply 64 rows of A, as they are, with all columns. a: address of A, (m, k) int8. rows: 64·k bytes."""
     k = TILE * offsets.shape[2]
     out = _address(rows)
     for row in range(TILE * band, TILE * (band + 1), GROUP):

@@ -7,7 +7,7 @@ exceeds 2²⁴ in magnitude. A chunk of the noised product stays below 127²·64
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -37,8 +37,8 @@ assert OPERAND_BOUND**2 * MAX_DIMENSION <= 2**24
 
 def evaluate(seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupted) -> Evaluation:
     """See `consensus.work.evaluate`; operands checked."""
-    noised = _transcript(*noised(seed, a, b), threads, interrupted)
-    return Evaluation(multiply(a, b, threads), noised.states if noised else None)
+    transcript = _transcript(*noised(seed, a, b), threads, interrupted)
+    return Evaluation(multiply(a, b, threads), transcript.states if transcript else None)
 
 
 def evaluate_idle(seed: bytes, m: int, n: int, k: int, threads: int, interrupted: Interrupted) -> Evaluation | None:
@@ -55,7 +55,9 @@ def multiply(a: Int8, b: Int8, threads: int) -> Int32:
 def strip_state(seed: bytes, a_strip: Int8, b_strip: Int8, left: Int8, right: Int8) -> UInt32:
     """See `consensus.work.strip_state`; strips checked. left, right: (64, 64), the strips' noise."""
     a2, b2 = noise_added(seed, a_strip, b_strip, left, right)
-    return _band(a2, b2.astype(np.float32))[1][0]
+    _, states = _band(a2, b2.astype(np.float32))
+    state: UInt32 = states[0]
+    return state
 
 
 def _transcript(a2: Int8, b2: Int8, threads: int, interrupted: Interrupted) -> Evaluation | None:
