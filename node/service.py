@@ -37,7 +37,7 @@ from node.chain import Chain, Import
 from node.compute import ThreadCompute
 from node.config import Config
 from node.identity import IdentityError, load_or_create
-from node.intake import Intake
+from node.intake import Intake, Observer
 from node.limits import DEFAULT
 from node.mempool import Mempool
 from node.metrics import Metrics, Reading
@@ -170,7 +170,7 @@ class Node:
             StartError: a port cannot be had.
             StorageError: at the end, if that is why the node stopped.
         """
-        observers = [Publisher(self._hub, self.chain), self.metrics]
+        observers: list[Observer] = [Publisher(self._hub, self.chain), self.metrics]
         self.intake.observers.extend(observers)
         try:
             async with contextlib.AsyncExitStack() as stack:

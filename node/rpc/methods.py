@@ -50,7 +50,7 @@ HTTP status. An uploaded tensor is kept until a block claims it, for a limited n
 """
 
 
-def rpc_docs(version: str) -> str:
-    """docs/rpc.md."""
-    page = markdown(openrpc(Info(TITLE, version), every_method(TABLE), TABLE.topics))
+def rpc_docs() -> str:
+    """docs/rpc.md: the same for equal tables, so it names no version."""
+    page = markdown(openrpc(Info(TITLE, ""), every_method(TABLE), TABLE.topics))
     return page.replace("## Types\n", _TENSORS + "## Types\n", 1)
