@@ -1,0 +1,39 @@
+"""Compiles the kernels into their cache, once for all nodes, and measures an idle unit: `python -m node.devnet.warmup`.
+
+A process of its own, so that the devnet's supervisor stays small and can be interrupted. Prints `Measured` as JSON.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import msgspec
+
+from consensus import freivalds, work
+from consensus.params import ChainParams, devnet
+
+_RUNS = 9
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What one thread of this machine needs."""
+
+    idle_unit_seconds: float
+
+
+def measure(params: ChainParams) -> Measured:
+    """Warm every kernel, then time idle units, in seconds of the thread's own: whatever else runs does not count."""
+    work.warm()
+    freivalds.warm()
+    seconds = []
+    for run in range(_RUNS):
+        started = time.thread_time()
+        work.evaluate_idle(run.to_bytes(32, "big"), params.idle_m, params.idle_n, params.idle_k)
+        seconds.append(time.thread_time() - started)
+    return Measured(statistics.median(seconds))
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(msgspec.json.encode(measure(devnet(0))) + b"\n")
