@@ -13,9 +13,10 @@ from consensus.work.unit import LANES, UInt32, UnitError, check_dimension, check
 MAX_TARGET = 2**254 - 1
 
 _TAG = "tw/ticket"
+_TICKET_SIZE = 32
 _STATE_SIZE = 4 * LANES
-# A ticket is below 2²⁵⁶ and target·k / 1024 at most 2²⁵⁶ − 4, so the largest target still leaves losers.
 _K_UNIT = 1024
+"""The inner dimension at which a target means what it says: a ticket's chance is target/2²⁵⁶ · k/1024."""
 
 
 def ticket(seed: bytes, i: int, j: int, state: UInt32) -> bytes:
@@ -33,8 +34,10 @@ def ticket(seed: bytes, i: int, j: int, state: UInt32) -> bytes:
 def wins(ticket: bytes, target: int, k: int) -> bool:
     """Whether a ticket wins: int(ticket)·1024 < target·k. Its chance is proportional to k, and so to its cost.
 
-    target: 0 … 2²⁵⁴ − 1. k: the unit's inner dimension. Raises UnitError.
+    ticket: 32 bytes. target: 0 … 2²⁵⁴ − 1. k: the unit's inner dimension. Raises UnitError.
     """
+    if len(ticket) != _TICKET_SIZE:
+        raise UnitError(f"ticket: expected {_TICKET_SIZE} bytes, got {len(ticket)}")
     return int.from_bytes(ticket, "big") <= _highest_winner(target, k)
 
 
@@ -51,8 +54,8 @@ def winning_tiles(seed: bytes, states: UInt32, target: int, k: int) -> Iterator[
     highest = _highest_winner(target, k)
     if highest < 0:
         return
-    threshold = highest.to_bytes(32, "big")  # equally long big-endian strings compare as their integers do
-    seeded = hashlib.blake2b(seed, digest_size=32, person=_TAG.encode())
+    threshold = highest.to_bytes(_TICKET_SIZE, "big")  # equally long big-endian strings compare as their integers do
+    seeded = hashlib.blake2b(seed, digest_size=_TICKET_SIZE, person=_TAG.encode("ascii"))
     encoded = states.astype("<u4").tobytes()
     rows, columns, _ = states.shape
     offset = 0
