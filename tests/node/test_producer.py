@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -224,6 +226,32 @@ async def test_a_pinned_state_never_mixes_two_tips() -> None:
         pinned.get(b"l")
     with pytest.raises(TipMoved):
         pinned.scan(b"a")
+
+
+@asynchronous
+async def test_candidates_made_beside_imports_are_each_of_one_tip() -> None:
+    rig = Rig()
+    made: list[Candidate] = []
+    stop = threading.Event()
+
+    def produce() -> None:
+        while not stop.is_set():
+            made.append(rig.producer.candidate(Idle(), MINER.address))
+
+    roots = {}
+    with ThreadPoolExecutor(1) as pool:
+        producing = pool.submit(produce)
+        for _ in range(20):
+            roots[rig.chain.tip.id] = rig.builder.tip.transition.state_root
+            await rig.intake.transaction(rig.builder.transfer(ALICE, BOB, 1))
+            await rig.mine()
+        stop.set()
+        producing.result()
+    roots[rig.chain.tip.id] = rig.builder.tip.transition.state_root
+    assert len({candidate.tip.id for candidate in made}) > 3
+    for candidate in made:
+        assert candidate.core.parent == candidate.tip.id
+        assert candidate.core.state_root == roots[candidate.tip.id]
 
 
 # --- whatever happens, a candidate is a valid block
