@@ -439,7 +439,13 @@ def _compiled(signature: str) -> Callable[[_Function], _Function]:
     return decorator
 
 
-@_compiled("void(uint32[::1], uint32[::1])")
+def _inlined(function: _Function) -> _Function:
+    """For functions that only compiled ones call: compiled with them, so not loaded by themselves."""
+    compiled: _Function = njit(error_model="numpy")(function)
+    return compiled
+
+
+@_inlined
 def _advance_state(state: Any, folds: Any) -> None:
     """Run one tile's folds, 16 words for each chunk, through state ← rotl(state, 13) ⊕ fold; clear them."""
     for start in range(0, folds.size, LANES):
@@ -510,7 +516,7 @@ def pack_wide_columns(tile: int, b: int, right: Any, p: Any, q: Any, columns: An
                 out += pair_size
 
 
-@_compiled("void(int64, int64, int8[:,::1], int64[::1], int64[::1], uint8[::1])")
+@_inlined
 def _pack_wide_rows(band: int, a: int, left: Any, p: Any, q: Any, rows: Any) -> None:
     """Pack 64 rows of A' and, behind them, [−U | −left]."""
     k = p.size
@@ -617,7 +623,7 @@ def pack_plain_columns(tile: int, b: int, n: int, columns: Any, offsets: Any) ->
             _chunk_offsets(packed, PLAIN_BIAS, _address(offsets[tile, strip, chunk]))
 
 
-@_compiled("void(int64, uint8[::1], uint8[:,::1], int32[:,:,:,::1], int32[:,::1], uint32[:,::1])")
+@_inlined
 def _multiply_narrow(band: int, rows: Any, columns: Any, offsets: Any, product: Any, states: Any) -> None:
     """Multiply 64 packed rows with all packed columns. states: (n/64, 16) of zeros, the band's own."""
     chunks, n = offsets.shape[2], product.shape[1]
