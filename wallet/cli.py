@@ -1,7 +1,6 @@
-"""`tilework wallet`: the commands that need no node.
+"""`tilework wallet`: the group, and the commands that need no node.
 
-The commands that do (balance, send, history, pay, watch) live in `wallet.cli_online`, which adds them to the same
-group. Only the root command of `node.cli` mounts the group.
+Those that do (balance, send, history, pay, watch) are in `wallet.cli_online`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import BinaryIO
 import click
 
 from consensus.address import split_address
+from wallet import cli_online
 from wallet.amounts import format_tile, parse_tile
 from wallet.errors import ExitCode, WalletError
 from wallet.files import create_private_file
@@ -46,8 +46,14 @@ def wallet() -> None:
     \b
     tilework wallet new alice             make an account, show its words once
     tilework wallet list                  the accounts here, with their addresses
+    tilework wallet balance               what the account holds
+    tilework wallet send ADDRESS 1.5      pay
     tilework wallet request 1.5           ask for a payment, as URI and QR code
     """
+
+
+for _command in cli_online.COMMANDS:
+    wallet.add_command(_command)
 
 
 @wallet.command()

@@ -225,15 +225,10 @@ def assemble(slices: Slices, products: Sequence[Int32Matrix]) -> Int32Matrix:
     return total.astype(np.int32)
 
 
-def check_sums(x: Int8Matrix, w: Int8Matrix) -> None:
-    """`WalletError` (sum-too-large) unless every entry of x·w surely fits int32: before anything is paid for."""
-    inner = x.shape[1]
-    if OPERAND_BOUND**2 * inner <= INT32_MAX:
-        return
-    largest = max(int(x.max()), -int(x.min()))
-    columns = np.abs(w).sum(axis=0, dtype=np.int64)
-    if largest * int(columns.max()) > INT32_MAX:
-        raise _too_large(largest * int(columns.max()))
+def check_inner(inner: int) -> None:
+    """`WalletError` (sum-too-large) if sums over `inner` entries might not fit int32: before anything is paid for."""
+    if OPERAND_BOUND**2 * inner > INT32_MAX:
+        raise _too_large(OPERAND_BOUND**2 * inner)
 
 
 class _Distinct:

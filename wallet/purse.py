@@ -1,0 +1,104 @@
+"""An account that sends transactions through one node: nonces, fees, and whether the balance covers them.
+
+Everything is checked before anything is sent. One purse at a time builds transactions for an account: two would take
+the same nonces, and the second would be refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from consensus.crypto import address_of
+from consensus.transaction import Payload, Transaction, TxBody
+from wallet.amounts import format_tile
+from wallet.errors import ExitCode, WalletError
+from wallet.gateway import Gateway
+from wallet.keys import SigningKey
+from wallet.rpcclient import NetworkError, RpcError
+from wallet.transactions import Network, build, check_balance, choose_fees, max_fee, moved, sign
+
+_POOL_PAUSE_SECONDS = 2.0
+_POOL_ATTEMPTS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A transaction that a node has taken."""
+
+    txid: bytes
+    transaction: Transaction
+
+
+class Purse:
+    """The account of `public_key` on `network`. `max_fee_grains` bounds the fees of each transaction; None: 1 TILE."""
+
+    def __init__(
+        self, gateway: Gateway, network: Network, public_key: bytes, max_fee_grains: int | None = None
+    ) -> None:
+        self.gateway = gateway
+        self.network = network
+        self.public_key = public_key
+        self.address = network.address_text(address_of(public_key))
+        self.sending = asyncio.Lock()
+        """Held from `prepare` to the end of `send`."""
+        self._max_fee_grains = max_fee_grains
+
+    async def prepare(self, payloads: Sequence[Payload], what: str) -> list[TxBody]:
+        """Transactions with the account's next nonces, ready to be signed.
+
+        Raises `WalletError`: fee-too-low, and insufficient-balance, with the numbers, if it does not cover them all.
+        """
+        params = self.network.params
+        account, quote = await asyncio.gather(self.gateway.account(self.address), self.gateway.fees())
+        bodies = []
+        for nonce, payload in enumerate(payloads, start=account.next_nonce):
+            fees = choose_fees(params, payload, quote.base_fee, quote.suggested_tip, self._max_fee_grains)
+            bodies.append(build(params, self.public_key, nonce, payload, fees))
+        needed = sum(max_fee(body) + moved(params, body.payload) for body in bodies)
+        check_balance(account.balance, needed, what)
+        return bodies
+
+    async def send(self, key: SigningKey, bodies: Sequence[TxBody]) -> list[Sent]:
+        """Sign and send in order. Raises `WalletError`, which names what was (or may be) sent if not all was."""
+        sent: list[Sent] = []
+        for body in bodies:
+            one = Sent(body.txid(self.network.genesis_hash), sign(self.network, key, body))
+            try:
+                await self._deliver(one)
+            except WalletError as error:
+                known = [other.txid.hex() for other in sent]
+                known += [f"maybe {one.txid.hex()}"] * isinstance(error, NetworkError)
+                if not known:
+                    raise
+                message = f"{error.message}; sent until then: {', '.join(known)}"
+                raise WalletError(error.code, message, error.fix, error.exit_code) from error
+            sent.append(one)
+        return sent
+
+    async def resend(self, sent: Sent) -> None:
+        """Send again what a node has forgotten. Raises `RpcError` if it is refused now."""
+        await self.gateway.send(sent.transaction, sent.txid.hex())
+
+    async def _deliver(self, sent: Sent) -> None:
+        """Send, and where the account has too many pending, wait for blocks to take some."""
+        for _ in range(_POOL_ATTEMPTS):
+            try:
+                await self.gateway.send(sent.transaction, sent.txid.hex())
+                return
+            except RpcError as error:
+                if error.reason != "too-many-pending":
+                    raise
+            await asyncio.sleep(_POOL_PAUSE_SECONDS)
+        message = (
+            f"the account still has too many pending transactions after {_POOL_ATTEMPTS * _POOL_PAUSE_SECONDS:g} s"
+        )
+        raise WalletError("too-many-pending", message, "wait until blocks have taken them", ExitCode.TIMEOUT)
+
+
+def describe_cost(bodies: Sequence[TxBody], network: Network) -> str:
+    """What transactions move and may cost, in words."""
+    amount = sum(moved(network.params, body.payload) for body in bodies)
+    fees = sum(max_fee(body) for body in bodies)
+    return f"{format_tile(amount)} TILE, and up to {format_tile(fees)} TILE in fees"
