@@ -13,7 +13,7 @@ from consensus import events, workers
 from consensus.codec import MAX_AMOUNT
 from consensus.errors import ConsensusError, Reason
 from consensus.execution import Execution
-from consensus.params import MAX_DIMENSION, MAX_PACKETS, MAX_UNIT_BYTES, TILE_SIDE, ChainParams
+from consensus.params import MAX_DIMENSION, MAX_PACKETS, MAX_TENSOR_BYTES, MAX_UNIT_BYTES, TILE_SIDE, ChainParams
 from consensus.state import (
     CLOSINGS,
     DEADLINES,
@@ -83,6 +83,10 @@ def check(params: ChainParams, job: SubmitJob) -> None:
         size = unit_bytes(a.rows, b.cols, a.cols)
         if size > MAX_UNIT_BYTES:
             raise ConsensusError(Reason.UNIT_TOO_LARGE, size, MAX_UNIT_BYTES)
+    operand_bytes = sum(spec.size for spec in job.operands())
+    room = MAX_TENSOR_BYTES - 4 * params.idle_m * params.idle_n
+    if operand_bytes > room:  # no block could hold it, not even one whose own unit is idle
+        raise ConsensusError(Reason.TOO_MANY_TENSOR_BYTES, operand_bytes, room)
     total = sum(job_fees(params, job))
     if total > MAX_AMOUNT:
         raise ConsensusError(Reason.AMOUNT_OVERFLOW, total, MAX_AMOUNT)

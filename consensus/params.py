@@ -144,6 +144,7 @@ class ChainParams(Value, frozen=True):
         for side in (self.idle_m, self.idle_n, self.idle_k):
             assert side % TILE_SIDE == 0
             assert TILE_SIDE <= side <= MAX_DIMENSION
+        assert self.idle_k * (self.idle_m + self.idle_n) + 4 * self.idle_m * self.idle_n <= MAX_UNIT_BYTES
 
 
 _SPACING_DEVNET_MS = 2_000

@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from consensus import validation
 from consensus.block import Block, Body, decode_block
@@ -14,7 +15,20 @@ from consensus.errors import ConsensusError, Reason
 from consensus.execution import Execution
 from consensus.params import MAX_TENSOR_BYTES
 from consensus.transaction import Operand, Output, Pair, SubmitJob, Transfer
-from tests.builders import ALICE, BOB, CAROL, DAVE, ERIN, FRANK, Candidate, ChainBuilder, Key, operand, worker_chain
+from tests.builders import (
+    ALICE,
+    BOB,
+    CAROL,
+    DAVE,
+    ERIN,
+    FRANK,
+    Candidate,
+    ChainBuilder,
+    Key,
+    operand,
+    regtest,
+    worker_chain,
+)
 
 
 @pytest.fixture
@@ -76,20 +90,31 @@ def test_a_transaction_stands_once(chain: ChainBuilder) -> None:
     chain.reject(Reason.DUPLICATE_TRANSACTION, [tx, tx])
 
 
-def huge(n: int) -> SubmitJob:
-    """A job whose left operands have n · 16 MiB (the tensors are made up: it is refused before it needs them)."""
-    lefts = tuple(Operand(bytes([i]) * 32, 4096, 4096) for i in range(n))
-    return SubmitJob(lefts, (Operand(bytes(32), 4096, 64),), tuple(Pair(i, 0) for i in range(n)), 1, 1, 100)
+def huge(n: int, rows: int = 4096) -> SubmitJob:
+    """A job with a left operand of 4096 columns (the tensors are made up: it is refused before it needs them)."""
+    return SubmitJob((Operand(bytes([n]) * 32, rows, 4096),), (Operand(bytes(32), 4096, 64),), (Pair(0, 0),), 1, 1, 100)
 
 
 def test_operands_of_more_than_32_mib_are_refused_before_anything_is_fetched(chain: ChainBuilder) -> None:
-    tx = chain.tx(ALICE, huge(2))
-    block = chain.candidate([tx]).block
-    assert sum(spec.size for spec in validation.obliged_operands(block.body)) == 2**25 + 2**18
+    block = chain.candidate([chain.tx(ALICE, huge(1)), chain.tx(BOB, huge(2))]).block
     with pytest.raises(ConsensusError) as caught:
         validation.check_body(chain.params, chain.genesis_hash, block)
     assert caught.value.reason == Reason.TOO_MANY_TENSOR_BYTES
-    assert caught.value.expected == 33_554_432
+    assert (caught.value.got, caught.value.expected) == (2**25 + 2**18, 33_554_432)
+
+
+def test_a_job_that_no_block_could_hold_is_refused_by_itself() -> None:
+    """Else it would lie in pools for ever, or spoil the blocks of those who take it. An idle unit's product of 256 KiB
+    must fit beside its operands: 16 + 15.5 MiB and 256 KiB of a right operand do, 64 rows more do not."""
+    chain = ChainBuilder(regtest(idle_m=256, idle_n=256), worked=False)
+
+    def job(rows: int) -> SubmitJob:
+        first, second = huge(1), huge(2, rows)
+        return replace(first, lefts=first.lefts + second.lefts, packets=(Pair(0, 0), Pair(1, 0)))
+
+    validation.check_transaction(chain.params, chain.tx(ALICE, job(3968)))
+    with pytest.raises(ConsensusError, match="too-many-tensor-bytes: got 33554432, expected 33292288"):
+        validation.check_transaction(chain.params, chain.tx(ALICE, job(4032)))
 
 
 def test_a_tensor_counts_once_however_many_jobs_name_it(chain: ChainBuilder) -> None:

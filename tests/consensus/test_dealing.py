@@ -107,22 +107,69 @@ def test_a_missed_packet_keeps_its_age() -> None:
     assert deals(chain)[0][1] != loser
 
 
-def test_pass_one_spreads_a_group_over_workers_that_hold_none_of_it() -> None:
-    """Scores buy DAVE more slots; the group's packets go to distinct workers first, wherever DAVE's slots stand."""
-    chain = worker_chain([DAVE, ERIN])
+def with_record(workers: Any = (DAVE, ERIN)) -> ChainBuilder:
+    """A chain on which DAVE has five slots, for his record allows more, and the others of `workers` one each."""
+    chain = worker_chain(workers)
     chain.mine([chain.register(DAVE, packets=5, bond=400 * 10**9)])
-    warm_up = job(chain, 2, seed=5)
-    chain.mine([warm_up.transaction])
-    chain.mine(results=chain.answers(warm_up))
+    while chain.worker(DAVE).score < 32:
+        warm_up = job(chain, seed=5)
+        chain.mine([warm_up.transaction])
+        chain.mine(results=chain.answers(warm_up))
+    return chain
+
+
+def next_draw(chain: ChainBuilder, slots: list[tuple[Key, int]]) -> list[tuple[Key, int]]:
+    """The order of `slots` in the draw of the block after the tip."""
+    ticket = ticket_of(chain, chain.height + 1 - 4)
+    return sorted(slots, key=lambda slot: draw(ticket, *slot))
+
+
+def test_pass_one_spreads_a_group_over_workers_that_hold_none_of_it() -> None:
+    """DAVE's slots come first and second in the draw, ERIN's later: the second packet is hers all the same. Pass two
+    then gives the rest of an open group to any able slot, in the order of the draw."""
+    chain = with_record()
+    slots = [(DAVE, index) for index in range(5)] + [(ERIN, 0)]
+    while {worker for worker, _ in next_draw(chain, slots)[:2]} != {DAVE}:
+        chain.mine()
+    drawn = next_draw(chain, slots)
     group = job(chain, 4, seed=6)
     chain.mine([group.transaction])
-    first, second, third, fourth = (worker for _, worker in deals(chain))
-    assert {first, second} == {DAVE.address, ERIN.address}
-    assert third == fourth == DAVE.address, "pass two: an open group takes any able slot"
-    slots = [slot.index for slot in chain.worker(DAVE).slots]
-    assert len(set(slots)) == 3
-    ticket = ticket_of(chain, chain.height - 4)
-    assert slots == sorted(range(5), key=lambda slot: draw(ticket, DAVE, slot))[:3]
+    expected = [drawn[0], (ERIN, 0), drawn[1], [slot for slot in drawn if slot[0] is DAVE][2]]
+    found = [(e.worker, e.slot) for e in chain.tip.transition.events if isinstance(e, Dealt)]
+    assert found == [(worker.address, slot) for worker, slot in expected]
+
+
+def test_pass_one_counts_what_was_dealt_in_earlier_blocks() -> None:
+    """DAVE holds the group's first packet when slots become free, his first in the draw: the second goes to ERIN."""
+    chain = with_record()
+    blocker = job(chain, 2, seed=7)
+    chain.mine([blocker.transaction])
+    hers = next(identity for identity in blocker.packets if chain.holder(identity) is ERIN)
+    chain.mine([chain.register(DAVE, packets=2, bond=0)])
+    group = job(chain, 2, seed=8, price=1)
+    chain.mine([group.transaction])
+    assert [chain.holder(identity) for identity in group.packets] == [DAVE, None], "two of DAVE's two slots are taken"
+    taken = {slot.index for slot in chain.worker(DAVE).slots}
+    free = [(DAVE, index) for index in range(5) if index not in taken] + [(ERIN, 0)]
+    while next_draw(chain, free)[0][0] is not DAVE:
+        chain.mine()
+    chain.mine([chain.register(DAVE, packets=5, bond=0)], [chain.result(hers)])
+    assert chain.holder(group.packets[1]) is ERIN
+
+
+def test_slots_held_beyond_a_shrunken_word_count() -> None:
+    """DAVE holds a packet in a slot other than his first, then declares a single one: it is taken."""
+    chain = with_record((DAVE,))
+    slots = [(DAVE, index) for index in range(5)]
+    while next_draw(chain, slots)[0][1] == 0:
+        chain.mine()
+    first = job(chain, seed=9)
+    chain.mine([first.transaction])
+    assert chain.worker(DAVE).slots[0].index > 0
+    chain.mine([chain.register(DAVE, bond=0), job(chain, seed=10).transaction])
+    assert deals(chain) == []
+    chain.mine(results=chain.answers(first))
+    assert len(deals(chain)) == 1
 
 
 def test_a_slot_is_dealt_once() -> None:

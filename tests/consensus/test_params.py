@@ -87,6 +87,7 @@ def test_no_two_networks_share_a_genesis_hash() -> None:
         {"gas_limit": 63 << 20},
         {"idle_m": 100},
         {"idle_k": 8192},
+        {"idle_m": 4096, "idle_n": 4096},
         {"allocations": (Allocation(bytes(20), MAX_AMOUNT),)},
     ],
     ids=str,
