@@ -28,7 +28,7 @@ file, since numba's cache looks for changes in a function's own file alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir
@@ -441,8 +441,8 @@ def _compiled(signature: str) -> Callable[[_Function], _Function]:
 
 def _inlined(function: _Function) -> _Function:
     """For functions that only compiled ones call: compiled with them, so not loaded by themselves."""
-    compiled: _Function = njit(error_model="numpy")(function)
-    return compiled
+    compiled: Any = njit(error_model="numpy")(function)
+    return cast(_Function, compiled)
 
 
 @_inlined
