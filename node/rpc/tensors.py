@@ -157,9 +157,8 @@ class TensorRoutes:
         spec = await self._node.compute.run(self._node.chain.tensors.spec, commitment)
         if spec is None:
             raise _not_here(commitment)
-        response = web.Response()
-        response.content_length = len(npy_head(spec)) + spec.size
-        return _described(spec, response)
+        length = len(npy_head(spec)) + spec.size
+        return _described(spec, web.Response(headers={hdrs.CONTENT_LENGTH: str(length)}))
 
     @asynccontextmanager
     async def _transfer(self) -> AsyncIterator[None]:
