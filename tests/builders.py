@@ -266,8 +266,9 @@ class ChainBuilder:
         """A signed transaction that would be the sender's next one; `changes` replace fields of its body."""
         nonce = state.account(self.state, sender.address).nonce + self._nonces.get(sender.address, 0)
         body = TxBody(sender.public, nonce, tip=0, gas_limit=0, max_base_fee=10**9, payload=payload)
-        used = validation.intrinsic_gas(self.params, body)
-        body = replace(body, **{"gas_limit": used, **changes})
+        if "gas_limit" not in changes:  # a payload that breaks the rules may have no gas to compute
+            body = replace(body, gas_limit=validation.intrinsic_gas(self.params, body))
+        body = replace(body, **changes)
         if "nonce" not in changes:
             self._nonces[sender.address] = self._nonces.get(sender.address, 0) + 1
         return sender.sign(self.genesis_hash, body)
