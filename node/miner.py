@@ -80,11 +80,13 @@ class MinerStats:
     packet_blocks: int = 0
 
 
-class _Worked(NamedTuple):
-    """An evaluated unit: its product, and the first winning tile if there is one."""
+class _Win(NamedTuple):
+    """A unit's first winning tile, and its product."""
 
+    i: int
+    j: int
+    state: UInt32
     product: Tensor
-    win: tuple[int, int, UInt32] | None
 
 
 class Miner:
@@ -107,13 +109,15 @@ class Miner:
         idle_duty: float = 1.0,
         stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Args:
-        compute: for the short work around units (candidates).
-        bench: where units are evaluated; a simulation's lets virtual time pass.
-        rng: jitters idle pauses.
-        threads: that one unit is shared out to.
-        idle_duty: fraction of the time for which idle units may run, 0 … 1; 0 makes packets only.
-        stopwatch: seconds, to measure idle units with.
+        """Nothing starts before `run()`.
+
+        Args:
+            compute: for the short work around units.
+            bench: where units are evaluated; a simulation's lets virtual time pass.
+            rng: jitters idle pauses.
+            threads: that one unit is shared out to.
+            idle_duty: fraction of the time for which idle units may run, 0 … 1; 0 makes packets only.
+            stopwatch: seconds, to measure units with; a simulation's is its loop's time.
         """
         assert 0 <= idle_duty <= 1
         assert threads >= 1
@@ -149,6 +153,7 @@ class Miner:
 
     async def run(self) -> None:
         """Mine until cancelled. What cannot be survived (a `StorageError`) comes out in an ExceptionGroup."""
+        self._stopping.clear()
         self._intake.observers.append(self)
         try:
             async with asyncio.TaskGroup() as group:
@@ -186,23 +191,23 @@ class Miner:
     async def _mine_packet(self, group: asyncio.TaskGroup, held: Held) -> None:
         candidate = await self._compute.run(self._producer.candidate, held.unit, self._key.address)
         started = self._stopwatch()
-        worked = await self._bench.run(self._work_packet, candidate, held)
+        product, win = await self._bench.run(self._work_packet, candidate, held)
         m, n, k = candidate.shape
         self._count(packet_units=1, macs=macs(m, n, k), seconds=self._stopwatch() - started)
-        self._remember(held.packet_id, worked.product.commitment)
-        if not (worked.win and await self._win(candidate, worked)):
-            self._publish(group, held.packet_id, worked.product)
+        self._remember(held.packet_id, product.commitment)
+        if win is None or not await self._seal(candidate, win):
+            self._publish(group, held.packet_id, product)
 
     async def _mine_idle(self) -> None:
         candidate = await self._compute.run(self._producer.candidate, Idle(), self._key.address)
         started = self._stopwatch()
-        worked = await self._bench.run(self._work_idle, candidate)
+        finished, win = await self._bench.run(self._work_idle, candidate)
         seconds = self._stopwatch() - started
-        if worked is not None:
+        if finished:
             m, n, k = candidate.shape
             self._count(idle_units=1, macs=macs(m, n, k), seconds=seconds)
-            if worked.win:
-                await self._win(candidate, worked)
+        if win is not None:
+            await self._seal(candidate, win)
         if self._idle_duty < 1:
             jitter = 1 + _JITTER * (2 * self._rng.random() - 1)
             await self._pause(seconds * (1 / self._idle_duty - 1) * jitter)
@@ -220,37 +225,41 @@ class Miner:
 
     # ------------------------------------------------------------------ on the bench
 
-    def _work_packet(self, candidate: Candidate, held: Held) -> _Worked:
+    def _work_packet(self, candidate: Candidate, held: Held) -> tuple[Tensor, _Win | None]:
+        """The packet's product, and the win if there is one."""
         a, b = (self._chain.tensors.tensor(spec.commitment) for spec in (held.packet.left, held.packet.right))
         if a is None or b is None:
             raise MissingTensor((held.packet.left if a is None else held.packet.right).commitment)
         interrupted = partial(self._is_stale, candidate)
         evaluation = work.evaluate(candidate.seed, a.matrix, b.matrix, self._threads, interrupted)
-        return _Worked(Tensor(evaluation.product), _first_win(candidate, evaluation.states))
+        product = Tensor(evaluation.product)
+        tile = _first_win(candidate, evaluation.states)
+        return product, None if tile is None else _Win(*tile, product)
 
-    def _work_idle(self, candidate: Candidate) -> _Worked | None:
+    def _work_idle(self, candidate: Candidate) -> tuple[bool, _Win | None]:
+        """Whether the unit was finished, and the win if there is one: nobody needs the product of any other."""
         interrupted = partial(self._is_stale, candidate)
         m, n, k = candidate.shape
         evaluation = work.evaluate_idle(candidate.seed, m, n, k, self._threads, interrupted)
         if evaluation is None:
-            return None
-        return _Worked(Tensor(evaluation.product), _first_win(candidate, evaluation.states))
+            return False, None
+        tile = _first_win(candidate, evaluation.states)
+        return True, None if tile is None else _Win(*tile, Tensor(evaluation.product))
 
     def _is_stale(self, candidate: Candidate) -> bool:
         return self._chain.tip is not candidate.tip or self._stopping.is_set()
 
     # ------------------------------------------------------------------ outcomes
 
-    async def _win(self, candidate: Candidate, worked: _Worked) -> bool:
+    async def _seal(self, candidate: Candidate, win: _Win) -> bool:
         """Send the block out; False if it came too late or was refused."""
-        assert worked.win is not None
         if self._is_stale(candidate):
             return False
-        product = worked.product
+        product = win.product
         if isinstance(candidate.core.unit, Idle):
             self._chain.products.note_idle(candidate.seed, product.commitment)
         await self._intake.tensor(product, obliged=True)
-        block = self._producer.seal(candidate, *worked.win, product.commitment)
+        block = self._producer.seal(candidate, win.i, win.j, win.state, product.commitment)
         try:
             change = await self._intake.block(block)
         except ConsensusError as error:
@@ -266,22 +275,22 @@ class Miner:
         logger.info("block won", extra={"height": block.height, "block": candidate.id.hex()})
         return True
 
-    def _publish(self, group: asyncio.TaskGroup, packet_id: bytes, product: Tensor) -> None:
-        """Sign and send a finished product, while the next unit runs."""
+    def _publish(self, group: asyncio.TaskGroup, packet_id: bytes, product: Tensor | None = None) -> None:
+        """Sign and send a finished product (None: it is in the tensor store), while the next unit runs."""
         self._sent_at[packet_id] = self._chain.tip
         group.create_task(self._send(packet_id, product))
 
     def _publish_again(self, group: asyncio.TaskGroup, packet_id: bytes) -> None:
         """A packet still held whose answer is gone from the pool (its block was undone, say): answer it at each tip."""
-        if self._intake.results.get(packet_id) is not None or self._sent_at.get(packet_id) is self._chain.tip:
-            return
-        product = self._chain.tensors.tensor(self._products[packet_id])
-        if product is None:
-            del self._products[packet_id]  # made anew
-        else:
-            self._publish(group, packet_id, product)
+        if self._intake.results.get(packet_id) is None and self._sent_at.get(packet_id) is not self._chain.tip:
+            self._publish(group, packet_id)
 
-    async def _send(self, packet_id: bytes, product: Tensor) -> None:
+    async def _send(self, packet_id: bytes, product: Tensor | None) -> None:
+        if product is None:
+            product = await self._compute.run(self._chain.tensors.tensor, self._products[packet_id])
+        if product is None:
+            self._products.pop(packet_id, None)  # dropped long after its packet was over: made anew
+            return
         try:
             await self._intake.tensor(product, obliged=True)
             await self._intake.result(self._key.result(packet_id, product.commitment, self._chain.genesis_hash))
