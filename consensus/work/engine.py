@@ -13,7 +13,7 @@ import numpy as np
 
 from consensus.work import portable
 from consensus.work.features import has_kernels
-from consensus.work.noise import left_noise, right_noise
+from consensus.work.noise import strip_noise
 from consensus.work.unit import (
     TILE,
     Evaluation,
@@ -130,8 +130,7 @@ def strip_state(seed: bytes, a_strip: Int8, b_strip: Int8, m: int, n: int, i: in
         raise UnitError(
             f"strips: expected {TILE} rows and {TILE} columns, got {a_strip.shape[0]} and {b_strip.shape[1]}"
         )
-    left = left_noise(seed, TILE * (i + 1))[TILE * i :]
-    right = np.ascontiguousarray(right_noise(seed, n)[:, TILE * j : TILE * (j + 1)])
+    left, right = strip_noise(seed, n, i, j)
     return _implementation().strip_state(seed, a_strip, b_strip, left, right)
 
 

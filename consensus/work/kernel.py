@@ -462,16 +462,17 @@ def draw_slots(words: Any, slots: Any) -> None:
     A word's place in its chunk's stable order is the number of words that come before it: 64² comparisons, but eight at
     a time, are less work than a sort.
     """
-    values = np.empty(TILE, np.int32)
+    values, positions = np.empty(TILE, np.int32), np.arange(TILE).astype(np.int32)
     for start in range(0, words.size, TILE):
         for index in range(TILE):
             values[index] = words[start + index] >> 1
         for index in range(TILE):
+            value, position = values[index], np.int32(index)
             place = np.int32(0)
-            for other in range(index):
-                place += np.int32(values[other] <= values[index])
-            for other in range(index + 1, TILE):
-                place += np.int32(values[other] < values[index])
+            for other in range(TILE):
+                # Of equal words the earlier comes first: v ≤ value is v − 1 < value.
+                earlier = np.int32(positions[other] < position)
+                place += np.int32(np.int32(values[other] - earlier) < value)
             slots[start + place] = index
         for index in range(TILE):
             slots[start + index] += TILE * (words[start + index] & 1)

@@ -39,12 +39,19 @@ def signed_permutations(seed: bytes, label: str, k: int) -> SignedPermutations:
 
 def left_noise(seed: bytes, m: int) -> Int8:
     """`left`: m×64 int8 in [−64, 63]. Row r depends on r alone, whatever m is."""
-    return _uniform(stream(seed, "left", m * TILE)).reshape(m, TILE)
+    return _uniform(_keystream(seed, "left", m, TILE))
 
 
 def right_noise(seed: bytes, n: int) -> Int8:
     """`right`: 64×n int8 in [−64, 63]."""
-    return _uniform(stream(seed, "right", TILE * n)).reshape(TILE, n)
+    return _uniform(_keystream(seed, "right", TILE, n))
+
+
+def strip_noise(seed: bytes, n: int, i: int, j: int) -> tuple[Int8, Int8]:
+    """What one tile needs of the noise: rows 64i … 64i+63 of `left`, columns 64j … 64j+63 of `right`, 64×64 each."""
+    left = _keystream(seed, "left", TILE * (i + 1), TILE)[TILE * i :]
+    right = _keystream(seed, "right", TILE, n)[:, TILE * j : TILE * (j + 1)]
+    return _uniform(left), _uniform(right)
 
 
 def noise_added(seed: bytes, a: Int8, b: Int8, left: Int8, right: Int8) -> tuple[Int8, Int8]:
@@ -57,7 +64,11 @@ def noise_added(seed: bytes, a: Int8, b: Int8, left: Int8, right: Int8) -> tuple
     return a + left[:, p.index] * p.sign, b + right[q.index] * q.sign[:, None]
 
 
-def _uniform(keystream: bytes) -> Int8:
-    entries = (np.frombuffer(keystream, dtype=np.uint8) & 127).view(np.int8)
+def _keystream(seed: bytes, label: str, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(stream(seed, label, rows * columns), np.uint8).reshape(rows, columns)
+
+
+def _uniform(keystream: npt.NDArray[np.uint8]) -> Int8:
+    entries = np.bitwise_and(keystream, 127, order="C").view(np.int8)
     entries -= 64
     return entries

@@ -82,10 +82,11 @@ def check_operand(name: str, matrix: Any) -> Int8:
         raise UnitError(f"{name}: expected a 2-D int8 array, got {got}")
     for size in matrix.shape:
         check_dimension(f"{name}: a dimension", size)
-    low, high = int(matrix.min()), int(matrix.max())
+    operand: Int8 = np.ascontiguousarray(matrix)
+    low, high = int(operand.min()), int(operand.max())
     if low < -OPERAND_BOUND or high > OPERAND_BOUND:
         raise UnitError(f"{name}: entries must lie in [−{OPERAND_BOUND}, {OPERAND_BOUND}], got [{low}, {high}]")
-    return np.ascontiguousarray(matrix)
+    return operand
 
 
 def check_inner_dimension(a: Int8, b: Int8) -> None:
