@@ -15,14 +15,11 @@ from msgspec import Struct
 
 from node.config import CONFIG_VARIABLE, SETTINGS, Config, ConfigError, Setting, load, template
 from wallet.errors import ExitCode
+from wallet.options import rpc_option
 from wallet.output import CliError, Command, Group, emit
-from wallet.rpcclient import RpcClient
 
 if TYPE_CHECKING:
     from node.service import Node
-
-URL_VARIABLE = "TILEWORK_RPC_URL"
-DEFAULT_URL = "http://127.0.0.1:8545"
 
 _EXIT_CODES = {
     "config": ExitCode.USAGE,
@@ -31,16 +28,6 @@ _EXIT_CODES = {
     "data-dir-in-use": ExitCode.REJECTED,
     "port-in-use": ExitCode.REJECTED,
 }
-
-url_option = click.option(
-    "--rpc",
-    "url",
-    envvar=URL_VARIABLE,
-    default=DEFAULT_URL,
-    show_default=True,
-    help=f"RPC address of the node [env {URL_VARIABLE}].",
-)
-"""Passes `url: str`."""
 
 
 class SettingOption(click.Option):
@@ -168,7 +155,7 @@ class _Status(Struct, frozen=True):
 
 
 @node.command()
-@url_option
+@rpc_option
 def status(url: str) -> None:
     """Show how a running node is."""
     found = asyncio.run(_ask_status(url))
@@ -203,6 +190,8 @@ def rpc_docs() -> None:
 
 
 async def _ask_status(url: str) -> _Status:
+    from wallet.rpcclient import RpcClient  # help needs no network library
+
     async with RpcClient(url) as rpc:
         return _Status(
             await rpc.call("node_info", result=_Info),

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import Struct
@@ -18,15 +18,16 @@ from msgspec import Struct
 from consensus import params
 from consensus.params import ChainParams
 from consensus.transaction import Payload, RegisterWorker, RetireWorker
-from node.cli_node import url_option
 from node.config import ConfigError, load
 from node.workerkey import WorkerKey, WorkerKeyError
 from wallet.amounts import format_tile, parse_tile
 from wallet.errors import ExitCode, WalletError
-from wallet.gateway import Gateway
+from wallet.options import rpc_option
 from wallet.output import CliError, Group, emit, notice
-from wallet.purse import Purse
-from wallet.views import TxView
+
+if TYPE_CHECKING:
+    from wallet.gateway import Gateway
+    from wallet.views import TxView
 
 WAIT_SECONDS = 120.0
 _LOOK_SECONDS = 0.5
@@ -99,7 +100,7 @@ def worker() -> None:
 
 @worker.command()
 @key_option
-@url_option
+@rpc_option
 @click.option("--packets", type=click.IntRange(1, 1024), default=4, show_default=True, help="Most packets at once.")
 @click.option("--bond", metavar="TILE", help="The whole bond. Default: what so many packets need.")
 @click.option(
@@ -135,7 +136,7 @@ def register(
 
 @worker.command()
 @key_option
-@url_option
+@rpc_option
 def status(key_file: Path, url: str) -> None:
     """Show the worker's address, balance, bond, score and packets."""
     state = asyncio.run(_ask(_load(key_file), url))
@@ -158,7 +159,7 @@ def status(key_file: Path, url: str) -> None:
 
 @worker.command()
 @key_option
-@url_option
+@rpc_option
 @wait_option
 def stop(key_file: Path, url: str, wait: bool) -> None:
     """Retire the worker: it is dealt nothing more, and its bond returns once its last window is over."""
@@ -176,6 +177,8 @@ def _load(path: Path) -> WorkerKey:
 
 
 async def _ask(key: WorkerKey, url: str) -> WorkerState:
+    from wallet.gateway import Gateway  # here and below: help needs no network library
+
     async with Gateway(url, patience_seconds=0) as gateway:
         network = await gateway.network()
         return await _state(gateway, network.address_text(key.address))
@@ -190,6 +193,9 @@ async def _state(gateway: Gateway, address: str) -> WorkerState:
 
 async def _send(key: WorkerKey, url: str, payload: Callable[[ChainParams, WorkerState], Payload], wait: bool) -> Sent:
     """Build, sign and send one transaction of the worker's account."""
+    from wallet.gateway import Gateway
+    from wallet.purse import Purse
+
     async with Gateway(url, patience_seconds=0) as gateway:
         network = await gateway.network()
         purse = Purse(gateway, network, key.public_key)

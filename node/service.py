@@ -118,6 +118,7 @@ class Node:
         self._failure: StorageError | None = None
         self._address = ""
         self._warm = False
+        network = _network_config(config)
         rules, self._store, self.chain = _open_chain(config, clock)
         try:
             self._identity = load_or_create(self.directory / "node.key")
@@ -142,7 +143,7 @@ class Node:
         self.miner = None if self._worker is None else self._make_miner(self._worker, rng)
         self._mining = False
         self.network = Network(
-            _network_config(config),
+            network,
             self._identity,
             self.chain,
             self.intake,
