@@ -75,9 +75,11 @@ def is_acceptable(address: Address, allow_private: bool) -> bool:
         ip = ipaddress.ip_address(address.host)
     except ValueError:
         return False
-    if ip.is_multicast or ip.is_unspecified or ip.is_reserved or not 1 <= address.port <= 65535:
+    if not 1 <= address.port <= 65535 or ip.is_multicast or ip.is_unspecified:
         return False
-    return ip.is_global or (allow_private and (ip.is_loopback or ip.is_private))
+    if ip.is_loopback:
+        return allow_private
+    return not ip.is_reserved and (ip.is_global or (allow_private and ip.is_private))
 
 
 class Book:

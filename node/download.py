@@ -186,8 +186,9 @@ class Downloader:
         return await self._fetcher.ask(GetBody(entry.id), BodyBytes, lambda: self._holders(entry, target), accept)
 
     async def _tensors(self, commitments: Iterable[bytes], entry: HeaderEntry, target: HeaderEntry) -> None:
-        # Who has dropped what is out of retention breaks no word.
-        owed = self._chain.best_header.height - entry.height < self._chain.params.retention
+        # Who drops what is out of retention breaks no word.
+        params = self._chain.params
+        owed = self._chain.best_header.height - entry.height < params.retention - params.max_reorg
         await together(
             self._fetcher.tensor(commitment, lambda: self._holders(entry, target), owed) for commitment in commitments
         )

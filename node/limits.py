@@ -45,11 +45,11 @@ class Limits:
 
     ping_interval_s: float = 15.0
     ping_timeout_s: float = 20.0
-    """Longer than `send_s`: a peer that reads slowly is told so, not taken for dead."""
+    """Longer than `send_s`: a peer that reads slowly is not taken for dead."""
     send_s: float = 15.0
     """Most time in which one frame must leave for the peer."""
-    request_s: float = 8.0
-    """A peer that answers nothing for so long, while it owes answers, stalls."""
+    request_s: float = 10.0
+    """A peer that answers nothing for so long, while it owes answers, stalls: 1 MiB takes as long at 0.8 Mbit/s."""
     request_total_s: float = 45.0
     """One answer must be there after this, whatever else the peer answers meanwhile."""
 
@@ -74,7 +74,7 @@ class Limits:
     gossip_bytes: int = 32 << 20
     """The same for jobs and Results that no block holds yet: they must not hold up blocks."""
     header_syncs: int = 2
-    """Peers whose headers are taken in at the same time."""
+    """Peers of each direction whose headers are taken in at the same time."""
     header_batch: int = 64
     """Headers checked in one go off the event loop."""
     strips_ahead: int = 8

@@ -287,7 +287,7 @@ _LARGEST = MAX_MESSAGE_BYTES - PREFIX_BYTES - 1
 """The WebSocket layer refuses a frame that is as long as its limit."""
 
 DECLARATIONS: tuple[Declaration, ...] = (
-    Declaration(0x00, Welcome, 256, Role.HANDSHAKE),
+    Declaration(0x00, Welcome, 512, Role.HANDSHAKE),
     Declaration(0x01, Hello, 512, Role.HANDSHAKE),
     Declaration(0x02, Goodbye, 1 << 10, Role.CONTROL, per_s=1, burst=1),
     Declaration(0x03, Ping, 16, Role.CONTROL, Pong, per_s=1, burst=10),
@@ -308,7 +308,7 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration(0x30, GetTensor, 64, Role.REQUEST, TensorStrips, per_s=1000, burst=10_000),
     Declaration(0x31, TensorStrips, _LARGEST, Role.REPLY),
     Declaration(0x40, GetPeers, 16, Role.REQUEST, Peers, per_s=0.1, burst=5),
-    Declaration(0x41, Peers, 8 << 10, Role.REPLY),
+    Declaration(0x41, Peers, 16 << 10, Role.REPLY),
     Declaration(0x7F, NotFound, 16, Role.REPLY),
 )
 

@@ -296,7 +296,7 @@ class Network:
         try:
             await peer.run(*companions)
         except* StorageError as errors:
-            self._fatal(errors.exceptions[0])
+            self._fatal(_first(errors))
         except* Exception:
             logger.exception("session failed", extra={"peer": peer.name})
         finally:
@@ -492,7 +492,14 @@ class Network:
             pass
         except Exception as error:
             logger.exception("network service failed")
-            self._fatal(error)
+            self._fatal(_first(error))
+
+
+def _first(error: BaseException) -> BaseException:
+    """What a group of errors began with."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _is_local(host: str) -> bool:

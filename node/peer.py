@@ -176,7 +176,7 @@ class Peer:
         self._limits = limits
         self._score = 0.0
         self._scored_at = now
-        self._received_at = now
+        self._answered_at = now
         self._outgoing: deque[bytes] = deque()
         self._outgoing_bytes = 0
         self._has_outgoing = asyncio.Event()
@@ -258,7 +258,7 @@ class Peer:
         try:
             async with self._slots:
                 await asyncio.sleep(self._sent[row.code].reserve(self._loop.time()))
-                answer = await self._exchange(message, reply)
+                answer = await self._exchange(message, reply, self._limits.request_s)
         finally:
             self._load -= 1
         if isinstance(answer, NotFound):
@@ -275,7 +275,7 @@ class Peer:
             "peer misbehaves",
             extra={"peer": self.name, "offence": offence.text, "detail": str(detail), "score": round(self._score)},
         )
-        if self._score >= EXPULSION:
+        if round(self._score) >= EXPULSION:  # what has decayed since a moment ago does not save anybody
             self.leave(Leave.MISBEHAVED, offence.text)
 
     def leave(self, reason: Leave, text: str = "") -> None:
@@ -336,7 +336,6 @@ class Peer:
                 self.penalise(Offence.GARBAGE, error)
                 return
             self.bytes_in += len(frame)
-            self._received_at = self._loop.time()
             try:
                 self._take(frame)
             except ConsensusError as error:
@@ -368,7 +367,9 @@ class Peer:
         expected = waiting.reply if waiting is not None else self._late.pop(request, None)
         if expected is None or row.struct not in (expected, NotFound):
             self.penalise(Offence.UNSOLICITED, row.struct.__name__)
-        elif waiting is not None and not waiting.answer.done():
+            return
+        self._answered_at = self._loop.time()
+        if waiting is not None and not waiting.answer.done():
             waiting.answer.set_result(decode_payload(row, frame))
 
     def _dispatch(self, message: Message, request: int) -> None:
@@ -421,15 +422,14 @@ class Peer:
         while True:
             then = self._loop.time()
             try:
-                async with asyncio.timeout(self._limits.ping_timeout_s):
-                    await self._exchange(Ping(), Pong)
-            except (TimeoutError, PeerStalled):
+                await self._exchange(Ping(), Pong, self._limits.ping_timeout_s)
+            except PeerStalled:
                 self.leave(Leave.TIMED_OUT)
                 return
             self.latency_ms = round((self._loop.time() - then) * 1000, 3)
             await asyncio.sleep(self._limits.ping_interval_s)
 
-    async def _exchange(self, message: Message, reply: type[Value]) -> Message:
+    async def _exchange(self, message: Message, reply: type[Value], patience_s: float) -> Message:
         """Send a request and wait; the time runs while the peer answers nothing at all."""
         if self.is_gone:
             raise PeerGone(self.name)
@@ -440,9 +440,7 @@ class Peer:
         try:
             while True:
                 now = self._loop.time()
-                deadline = min(
-                    max(sent, self._received_at) + self._limits.request_s, sent + self._limits.request_total_s
-                )
+                deadline = min(max(sent, self._answered_at) + patience_s, sent + self._limits.request_total_s)
                 if now >= deadline:
                     raise PeerStalled(self.name)
                 done, _ = await asyncio.wait([waiting.answer], timeout=deadline - now)

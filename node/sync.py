@@ -72,7 +72,8 @@ class HeaderSync:
         self._limits = limits
         self._progress = progress
         self._news: dict[Peer, _News] = {}
-        self._turns = asyncio.Semaphore(limits.header_syncs)
+        # Inbound peers, whom anybody can be many of, wait among themselves.
+        self._turns = {inbound: asyncio.Semaphore(limits.header_syncs) for inbound in (False, True)}
         self._early: OrderedDict[bytes, tuple[Header, Peer]] = OrderedDict()
         self.tips: dict[Peer, HeaderEntry] = {}
         self.givers: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
@@ -128,7 +129,7 @@ class HeaderSync:
                     return
                 self._note_tip(peer, entry)
             if self._is_behind(peer):
-                async with self._turns:
+                async with self._turns[peer.inbound]:
                     await self._synchronise(peer)
         except PeerStalled:
             peer.penalise(Offence.STALL, "headers")
@@ -146,7 +147,7 @@ class HeaderSync:
             return
         entry, verdict = await self._take(peer, [header])
         if verdict is _Verdict.ORPHAN and not peer.is_gone:
-            async with self._turns:
+            async with self._turns[peer.inbound]:
                 await self._synchronise(peer)
         elif entry is not None:
             peer.status = Status(entry.height, entry.id, entry.total_work.to_bytes(32))

@@ -128,7 +128,8 @@ class MemoryConnection:
             return
         loop = asyncio.get_running_loop()
         delay = self.world.rng.uniform(*self.world.delay_s) + len(frame) / self.world.bytes_per_s
-        self._last_at = max(self._last_at, loop.time() + delay)
+        # Timers of equal time fire in no order, so each frame comes a little after the one before.
+        self._last_at = max(self._last_at + 1e-6, loop.time() + delay)
         loop.call_at(self._last_at, self.other._deliver, frame)
 
     def _deliver(self, frame: bytes) -> None:

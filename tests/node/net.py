@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from consensus.crypto import H
+from node.chain import Import
 from node.identity import Identity, from_seed
 from node.limits import DEFAULT, Limits
 from node.network import Network, NetworkConfig
@@ -49,6 +50,12 @@ class NetNode(Rig):
 
     def clock(self) -> int:
         return self.now_ms
+
+    def new_tip(self, change: Import) -> None:
+        """The clock never goes back: others may be ahead."""
+        now_ms = self.now_ms
+        super().new_tip(change)
+        self.now_ms = max(now_ms, self.now_ms)
 
 
 class Net:

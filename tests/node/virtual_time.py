@@ -47,9 +47,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in virtual time."""
+    """Run a coroutine in virtual time, a day of it at most: nodes that keep each other awake would never end."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(86_400):
+            return await main
+
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(main)
+        return runner.run(bounded())
 
 
 def virtual(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
