@@ -186,7 +186,7 @@ def test_a_worker_registers_and_retires(tmp_path: Path) -> None:
     file = tmp_path / "genesis.json"
     file.write_bytes(genesis.dump(rules))
     address = encode_address(key.address, rules.address_prefix)
-    arguments = ("--genesis", str(file), "--mine", "--idle-duty", "0.3", "--worker-key", str(path))
+    arguments = ("--genesis", str(file), "--mine", "--idle-duty", "0.02", "--worker-key", str(path))
     with node_process(tmp_path / "node", *arguments) as (process, info):
         at = {"TILEWORK_RPC_URL": info["rpc_address"], "TILEWORK_MINING_WORKER_KEY": str(path)}
         assert info["miner"] == address
