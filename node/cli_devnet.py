@@ -22,7 +22,6 @@ from rich.table import Table
 from rich.text import Text
 
 from consensus.params import TILE
-from node.cli_node import URL_VARIABLE
 from node.devnet import control, keys
 from node.devnet.control import Order
 from node.devnet.layout import MAX_NODES, DevnetError, Layout, NodeRecord, Record, command
@@ -32,6 +31,7 @@ from wallet.errors import ExitCode
 from wallet.keys import SigningKey, account_path
 from wallet.keystore import KdfParams, Keystore
 from wallet.options import DIRECTORY_VARIABLE as WALLET_DIRECTORY_VARIABLE
+from wallet.options import RPC_VARIABLE
 from wallet.output import CliError, Group, emit, notice, wants_json
 from wallet.password import PASSWORD_FILE_VARIABLE
 
@@ -313,7 +313,7 @@ def _variables(record: Record) -> dict[str, str]:
     return {
         WALLET_DIRECTORY_VARIABLE: record.wallet.directory,
         PASSWORD_FILE_VARIABLE: record.wallet.password_file,
-        URL_VARIABLE: record.nodes[0].rpc,
+        RPC_VARIABLE: record.nodes[0].rpc,
     }
 
 

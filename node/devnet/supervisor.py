@@ -82,10 +82,10 @@ class Devnet:
             raise DevnetError("not-registered", message, "read the logs: tilework devnet logs") from None
         told = -1
 
-        def progress(workers: int, height: int) -> None:
+        def progress(height: int, goal: int) -> None:
             nonlocal told
             if height != told:
-                say(f"height {height}: {workers} of {len(nodes)} workers in force")
+                say(f"height {height}" + (f": packets will be dealt from height {goal} on" if goal else ""))
                 told = height
 
         await watch.wait_in_force(self._clients[0], self._rules, nodes, progress, self._processes.check_alive)

@@ -69,6 +69,7 @@ class _Job(Struct, frozen=True):
 class _Worker(Struct, frozen=True):
     registered: bool
     active: bool
+    since: int
 
 
 class _Account(Struct, frozen=True):
@@ -184,7 +185,9 @@ async def wait_in_force(
     progress: Callable[[int, int], None],
     check_alive: Callable[[], None],
 ) -> None:
-    """Return once packets are dealt to every node's worker; `progress` hears (workers in force, height).
+    """Return once packets are dealt to every node's worker.
+
+    `progress` hears the height and the one at which that will be so, 0 while a registration is not in a block.
 
     Raises DevnetError (not-registered), or what `check_alive` raises meanwhile.
     """
@@ -197,7 +200,8 @@ async def wait_in_force(
         except Unreachable:
             workers = []
         else:
-            progress(sum(worker.active for worker in workers), height)
+            known = all(worker.registered for worker in workers)
+            progress(height, max(worker.since for worker in workers) + rules.registration_delay if known else 0)
         if workers and all(worker.active for worker in workers):
             return
         if time.monotonic() > deadline:
