@@ -29,8 +29,9 @@ from node import index, schema
 from node.headers import HeaderEntry, HeaderTree, fork_point, path
 from node.index import Location, Movement, Outcome
 from node.schema import StoredHeader, Tip
-from node.store import StorageError, Store, StoreState
+from node.store import StorageError, Store
 from node.tensors import TensorStore
+from node.tipstate import TipState
 from node.verified import VerifiedProducts, VerifiedSignatures
 
 T = TypeVar("T")
@@ -92,7 +93,6 @@ class Chain:
         self.signatures = VerifiedSignatures(self.genesis_hash)
         self.allow_deep_reorg = allow_deep_reorg
         self._store = store
-        self._state = StoreState(store)
         self._clock = clock
         self._importing = threading.RLock()
         self._viewing = threading.RLock()
@@ -100,6 +100,7 @@ class Chain:
         self._tip = self._tree.genesis
         if store.get(schema.TIP) is None:
             self._found(founding)
+        self._state = TipState(store)
         self._load()
         with contextlib.suppress(MissingTensor):  # the network will bring it
             self._advance()
@@ -437,6 +438,7 @@ class Chain:
         batch[schema.TIP] = encode(Tip(tip.id, tip.height, state_root))
         with self._viewing:
             self._store.write(batch)
+            self._state.committed(batch)
             self._tip = tip
         self._drop_tensors(tip.height)
 
@@ -515,11 +517,13 @@ class Chain:
 
     def _events(self, prefix: bytes) -> list[tuple[int, events.Event]]:
         found = []
+        outcomes: dict[bytes, Outcome] = {}  # a job's events stand close together: each block is decoded once
         with self._viewing:
             for _, data in self._store.scan(prefix):
                 location = schema.decode(Location, data)
-                outcome = self.outcome(location.block)
+                outcome = outcomes.get(location.block) or self.outcome(location.block)
                 assert outcome is not None, "an indexed event without its block"
+                outcomes[location.block] = outcome
                 found.append((location.height, outcome.events[location.ordinal]))
         return found
 
