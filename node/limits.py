@@ -103,6 +103,7 @@ class Limits:
     backoff_most_s: float = 60.0
     book_dial_s: float = 2.0
     """Pause between looks for another outbound peer."""
+    book_learn_s: float = 300.0
     book_save_s: float = 300.0
 
 

@@ -7,6 +7,7 @@ goes in through the intake. All tasks are owned here and end with `stop`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import random
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from consensus.transaction import Result, Transaction
-from node.book import Book, network_group, read_book, write_book
+from node.book import Book, is_acceptable, network_group, read_book, write_book
 from node.chain import Import
 from node.compute import Compute
 from node.download import BlockChain, BlockIntake, Downloader
@@ -287,9 +288,8 @@ class Network:
         peer = self._peers[acquaintance.key] = Peer(connection, inbound, acquaintance, self._handlers, self._limits)
         logger.info("peer connected", extra={"peer": peer.name, "address": str(peer.address), "inbound": inbound})
         if inbound and peer.listen_port:
-            home = Address(peer.address.host, peer.listen_port)
-            self._keys[home] = peer.key
-            self.book.add(home, self._clock())
+            self._keys[_home(peer)] = peer.key
+            self.book.add(_home(peer), self._clock())
         companions = [self._headers.follow, self._gossip.follow]
         if not inbound:
             companions.append(self._learn_addresses)
@@ -308,12 +308,13 @@ class Network:
             logger.info("peer disconnected", extra={"peer": peer.name, "why": why, "score": round(peer.score)})
 
     async def _learn_addresses(self, peer: Peer) -> None:
-        try:
-            answer = await peer.request(GetPeers(), Peers)
-        except (Missing, PeerStalled):
-            return
-        for found in answer.addresses:
-            self.book.add(Address(found.host, found.port), self._clock())
+        """Companion of an outbound session: whom we chose to dial may name others."""
+        while True:
+            with contextlib.suppress(Missing, PeerStalled):
+                answer = await peer.request(GetPeers(), Peers)
+                for found in answer.addresses:
+                    self.book.add(Address(found.host, found.port), self._clock())
+            await asyncio.sleep(self._limits.book_learn_s)
 
     # ------------------------------------------------------------------ who is wanted
 
@@ -477,7 +478,11 @@ class Network:
         return self._gossip.items(request)
 
     async def _serve_peers(self, peer: Peer, request: GetPeers) -> Message:
-        return Peers(tuple(PeerAddress(*address) for address in self.book.sample(MAX_ADDRESSES)))
+        """Where others listen: who is connected now, then who answered once."""
+        connected = [_home(other) for other in self._present() if other is not peer]
+        addresses = [home for home in connected if is_acceptable(home, self._config.allow_private)]
+        addresses += self.book.sample(MAX_ADDRESSES)
+        return Peers(tuple(PeerAddress(*address) for address in list(dict.fromkeys(addresses))[:MAX_ADDRESSES]))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(self._guarded(work))
@@ -493,6 +498,11 @@ class Network:
         except Exception as error:
             logger.exception("network service failed")
             self._fatal(_first(error))
+
+
+def _home(peer: Peer) -> Address:
+    """Where a peer listens, as far as it told; port 0 where it does not."""
+    return Address(peer.address.host, peer.listen_port) if peer.inbound else peer.address
 
 
 def _first(error: BaseException) -> BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from consensus.crypto import H
 from node.chain import Import
 from node.identity import Identity, from_seed
 from node.limits import DEFAULT, Limits
+from node.messages import Message
 from node.network import Network, NetworkConfig
 from node.transport import Address, Transport
 from tests.node.memory_transport import MemoryWorld
@@ -48,6 +49,19 @@ class NetNode(Rig):
             config, self.identity, self.chain, self.intake, transport, self.clock, rng, self.compute, self.errors.append
         )
 
+    def serve(self, request: type[Message], handler: Callable[[Any, Any], Awaitable[Message]]) -> None:
+        """Answer a type of request in another way: how a node becomes hostile."""
+        requests = self.network._handlers.requests
+        assert isinstance(requests, dict)
+        requests[request] = handler
+
+    def score_of(self, other: NetNode) -> float | None:
+        """What this node thinks of another; None while they are not connected."""
+        return next((peer.score for peer in self.network.peers() if peer.id == other.identity.key.hex()), None)
+
+    def has_expelled(self, other: NetNode) -> bool:
+        return other.identity.key in self.network._cooling
+
     def clock(self) -> int:
         return self.now_ms
 
@@ -59,7 +73,7 @@ class NetNode(Rig):
 
 
 class Net:
-    """Nodes by name; node number i lives on host 10.0.0.i."""
+    """Nodes by name, each on a host of its own."""
 
     def __init__(self, seed: int = 1, **limits: Any) -> None:
         self.world = MemoryWorld(seed)
@@ -77,7 +91,7 @@ class Net:
         return node
 
     def host(self, name: str) -> str:
-        return f"10.0.0.{1 + sum(name.encode()) % 250}"
+        return f"10.{sum(name.encode()) % 250}.0.1"
 
     async def start(self) -> None:
         for node in self.nodes.values():
