@@ -28,7 +28,7 @@ COMMANDS = {
     "wallet": _Mounted("wallet.cli", "wallet", "Accounts, payments and signatures."),
     "job": _Mounted("wallet.cli_jobs", "job", "Buy matrix products, and see what became of them."),
     "worker": _Mounted("node.cli_worker", "worker", "Register the account that a node mines for."),
-    "mine": _Mounted("wallet.cli_jobs", "mine", "Work for a node from another process or machine."),
+    "mine": _Mounted("wallet.cli_mine", "mine", "Work for a node from another process or machine."),
     "node": _Mounted("node.cli_node", "node", "Run a node, configure it, look at it."),
 }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -27,11 +27,11 @@ from consensus.errors import ConsensusError
 from consensus.transaction import SubmitJob, decode_transaction
 from wallet.errors import ExitCode, WalletError
 from wallet.gateway import Gateway, together
-from wallet.job import Cost, Group, Job, Progress
+from wallet.job import Cost, Group, Job, Progress, cancel, explain, require_key, unknown_job
 from wallet.keys import SigningKey
 from wallet.matrices import as_operands
 from wallet.network import Int8Matrix, Int32Matrix, Matmul
-from wallet.offers import Offer, Terms, expiry_blocks, find_deal, make_offer
+from wallet.offers import Offer, Terms, find_deal, life_blocks, make_offer
 from wallet.purse import Purse, Sent
 from wallet.slicing import Grid, Slices, check_inner, cut
 from wallet.transactions import Network
@@ -91,7 +91,18 @@ class Client:
     ) -> Offer:
         """What buying x·w would take; nothing is sent. Arguments as for `submit`."""
         left, right = await asyncio.to_thread(_checked, x, w)
-        return await self._offer(left, right, Terms(price, packets, expiry_blocks, memory_bound))
+        terms, params = Terms(price, packets, expiry_blocks, memory_bound), self.network.params
+        blocks = life_blocks(params, terms)
+        workers, info = await asyncio.gather(self.gateway.workers(), self.gateway.info())
+        deal = find_deal(params, workers, left.shape[0], left.shape[1], right.shape[1], terms)
+        slices = await asyncio.to_thread(cut, left, right, deal.grid)
+        return make_offer(params, slices, deal.price, blocks, info.height)
+
+    async def order(self, offer: Offer, *, attempts: int = 1) -> Job:
+        """Upload the operands and submit the jobs of an offer. attempts: how often unanswered packets are offered."""
+        job = Job(self._purse, self._key, offer.slices, attempts)
+        await job.place(offer)
+        return job
 
     async def submit(
         self,
@@ -112,11 +123,10 @@ class Client:
         half of the slots have). attempts: how often packets that nobody answered are offered.
         Raises `WalletError`: matrix-invalid, shape-mismatch, sum-too-large, insufficient-balance, no-worker, …
         """
-        left, right = await asyncio.to_thread(_checked, x, w)
-        offer = await self._offer(left, right, Terms(price, packets, expiry_blocks, memory_bound))
-        job = Job(self._purse, self._key, left, right, offer.slices, attempts)
-        await job.place(offer)
-        return job
+        offer = await self.offer(
+            x, w, price=price, packets=packets, expiry_blocks=expiry_blocks, memory_bound=memory_bound
+        )
+        return await self.order(offer, attempts=attempts)
 
     async def multiply(self, x: npt.ArrayLike, w: npt.ArrayLike, **terms: Any) -> Int32Matrix:
         """x·w, bought: `submit` with these terms, then `result`."""
@@ -142,7 +152,7 @@ class Client:
         found = await together(partial(self._find, identity) for identity in wanted)
         grid = _grid_of([payload for _, payload in found], left.shape[0], left.shape[1], right.shape[1])
         slices = await asyncio.to_thread(cut, left, right, grid)
-        job = Job(self._purse, self._key, left, right, slices)
+        job = Job(self._purse, self._key, slices)
         covered: set[int] = set()
         for sent, payload in found:
             packets = _packets_of(payload, slices)
@@ -153,13 +163,13 @@ class Client:
             raise WalletError("job-incomplete", message, "name all jobs of the product", ExitCode.USAGE)
         return job
 
-    async def _offer(self, x: Int8Matrix, w: Int8Matrix, terms: Terms) -> Offer:
-        params = self.network.params
-        blocks = expiry_blocks(params, terms)
-        workers, info = await asyncio.gather(self.gateway.workers(), self.gateway.info())
-        deal = find_deal(params, workers, x.shape[0], x.shape[1], w.shape[1], terms)
-        slices = await asyncio.to_thread(cut, x, w, deal.grid)
-        return make_offer(params, slices, deal.price, blocks, info.height)
+    async def explain(self, job: str) -> list[Explanation]:
+        """For every packet of one job on the chain, who held it when, and who was paid or why not."""
+        return await explain(self.gateway, job)
+
+    async def cancel(self, ids: Sequence[str]) -> list[str]:
+        """Withdraw what nobody holds of jobs on the chain; gives the ids of the transactions that say so."""
+        return await cancel(self._purse, require_key(self._key), ids)
 
     async def _find(self, identity: str) -> tuple[Sent, SubmitJob]:
         """The transaction that submitted a job, as its sender signed it."""
@@ -168,8 +178,7 @@ class Client:
             raise WalletError("job-invalid", f"{identity[:80]!r} is not the id of a job", fix, ExitCode.USAGE)
         view = await self.gateway.transaction(identity)
         if view is None:
-            fix = "copy the whole id, and ask a node of the same network; it may still be on its way"
-            raise WalletError("job-not-found", f"the node knows of no job {identity}", fix, ExitCode.NOT_FOUND)
+            raise unknown_job(identity)
         try:
             tx = decode_transaction(bytes.fromhex(view.raw))
         except ConsensusError as error:
@@ -259,9 +268,11 @@ class SyncJob:
         finally:
             self._runner.run(_close(changes))
 
-    def result(self, timeout_seconds: float | None = None) -> Int32Matrix:
+    def result(
+        self, timeout_seconds: float | None = None, on_progress: Callable[[Progress], None] | None = None
+    ) -> Int32Matrix:
         """See `Job.result`."""
-        return self._runner.run(self._job.result(timeout_seconds))
+        return self._runner.run(self._job.result(timeout_seconds, on_progress))
 
     def cost(self) -> Cost:
         """See `Job.cost`."""

@@ -215,20 +215,21 @@ class Heads:
         self._stack = stack
         self._events: Subscription[HeadEvent] | None = None
 
-    async def wait(self, seconds: float) -> None:
-        """Return at the next block, or after `seconds`, or when something may have been missed."""
+    async def wait(self, seconds: float) -> int | None:
+        """The next block's height; None after `seconds`, or when a block may have been missed."""
         try:
             async with asyncio.timeout(seconds):
                 if self._events is None:
                     await self._subscribe()
-                    return  # a block may have come just before
-                await anext(self._events)
+                    return None  # a block may have come just before
+                return (await anext(self._events)).height
         except TimeoutError:
-            return
+            return None
         except WalletError:
             await self._stack.aclose()
             self._events = None
             await asyncio.sleep(min(seconds, _LONGEST_PAUSE_SECONDS))
+            return None
 
     async def _subscribe(self) -> None:
         self._events = await self._stack.enter_async_context(self._rpc.subscribe("newHeads", HeadEvent))

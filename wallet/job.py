@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,16 +107,12 @@ class Job:
         checks: how long verifying took.
     """
 
-    def __init__(
-        self, purse: Purse, key: SigningKey | None, x: Int8Matrix, w: Int8Matrix, slices: Slices, attempts: int = 1
-    ) -> None:
+    def __init__(self, purse: Purse, key: SigningKey | None, slices: Slices, attempts: int = 1) -> None:
         self.slices = slices
         self.answers: dict[int, PacketView] = {}
         self.checks = Checks()
         self._purse = purse
         self._key = key
-        self._x = x
-        self._w = w
         self._attempts_left = attempts - 1
         self._groups: list[Group] = []
         self._products: dict[int, Int32Matrix] = {}
@@ -191,10 +187,12 @@ class Job:
                     continue
                 await heads.wait(POLL_SECONDS)
 
-    async def result(self, timeout_seconds: float | None = None) -> Int32Matrix:
-        """X·W, exactly: int32 (m, n), read-only. Waits at most `timeout_seconds`, None: as long as it
-        takes.
+    async def result(
+        self, timeout_seconds: float | None = None, on_progress: Callable[[Progress], None] | None = None
+    ) -> Int32Matrix:
+        """X·W, exactly: int32 (m, n), read-only. `on_progress` is told each change.
 
+        Waits at most `timeout_seconds`; None: as long as it takes.
         Raises `WalletError`: job-timeout, and what `progress` and the final check raise. After a time-out it may be
         called again, here or, through `Client.attach`, elsewhere.
         """
@@ -202,8 +200,9 @@ class Job:
             async with asyncio.timeout(timeout_seconds):
                 if len(self._products) < len(self.slices.packets):
                     async with aclosing(self.progress()) as changes:
-                        async for _ in changes:
-                            pass
+                        async for now in changes:
+                            if on_progress is not None:
+                                on_progress(now)
                 return await self._checked_product()
         except TimeoutError:
             now = self.snapshot()
@@ -227,24 +226,13 @@ class Job:
 
     async def explain(self) -> list[Explanation]:
         """For every packet of every job, who held it when, and who was paid or why not."""
-        return await together(
-            partial(self._gateway.explain, packet_id(group.sent.txid, index).hex(), group.id)
-            for group in self._groups
-            for index in range(len(group.packets))
-        )
+        stories = await together(partial(explain, self._gateway, job) for job in self.ids)
+        return [story for job in stories for story in job]
 
     async def cancel(self) -> None:
         """Withdraw the packets that nobody holds; held ones may still be answered, and are then paid."""
-        key = self._require_key()
-        views = await together(partial(self._see, group) for group in self._groups)
-        payloads = [CancelJob(bytes.fromhex(view.job)) for view in views if view is not None and view.status == "open"]
-        if not payloads:
-            raise WalletError("not-open", "no part of the job is open", "there is nothing to cancel")
-        async with self._purse.sending:
-            bodies = await self._purse.prepare(payloads, "the cancellation")
-            sent = await self._purse.send(key, bodies)
+        self._other_transactions += await cancel(self._purse, self._require_key(), self.ids)
         self._attempts_left = 0
-        self._other_transactions += [one.txid.hex() for one in sent]
 
     # ------------------------------------------------------------------ inside
 
@@ -253,10 +241,7 @@ class Job:
         return self._purse.gateway
 
     def _require_key(self) -> SigningKey:
-        if self._key is None:
-            fix = "give the client a signing key"
-            raise WalletError("no-key", "there is no key to sign with", fix, ExitCode.USAGE)
-        return self._key
+        return require_key(self._key)
 
     async def _upload(self, payloads: Iterable[SubmitJob]) -> None:
         """Bring the operands of jobs to the node."""
@@ -366,11 +351,45 @@ class Job:
         if self._product is None:
             products = [self._products[index] for index in range(len(self.slices.packets))]
             product = await asyncio.to_thread(assemble, self.slices, products)
-            is_true, self.checks.whole = await asyncio.to_thread(_verify, self._x, self._w, product)
+            is_true, self.checks.whole = await asyncio.to_thread(_verify, self.slices.x, self.slices.w, product)
             assert is_true, "true packets were assembled to a false product"
             product.flags.writeable = False
             self._product = product
         return self._product
+
+
+async def explain(gateway: Gateway, job: str) -> list[Explanation]:
+    """For every packet of one job on the chain, who held it when, and who was paid or why not. Raises `WalletError`."""
+    view = await gateway.job(job)
+    if view is None:
+        raise unknown_job(job)
+    packets = (packet_id(bytes.fromhex(job), index).hex() for index in range(view.packets))
+    return await together(partial(gateway.explain, packet, job) for packet in packets)
+
+
+async def cancel(purse: Purse, key: SigningKey, ids: Sequence[str]) -> list[str]:
+    """Withdraw what nobody holds of jobs; gives the ids of the transactions that say so. `WalletError`: not-open."""
+    views = await together(partial(purse.gateway.job, job) for job in ids)
+    payloads = [CancelJob(bytes.fromhex(view.job)) for view in views if view is not None and view.status == "open"]
+    if not payloads:
+        fix = "see `tilework job status`; what is complete, closed or still pending cannot be cancelled"
+        raise WalletError("not-open", "no part of the job is open", fix)
+    async with purse.sending:
+        bodies = await purse.prepare(payloads, "the cancellation")
+        return [sent.txid.hex() for sent in await purse.send(key, bodies)]
+
+
+def require_key(key: SigningKey | None) -> SigningKey:
+    """The key, or `WalletError` (no-key)."""
+    if key is None:
+        raise WalletError("no-key", "there is no key to sign with", "give the client a signing key", ExitCode.USAGE)
+    return key
+
+
+def unknown_job(job: str) -> WalletError:
+    """What is raised where the node knows no such job."""
+    fix = "copy the whole id (`tilework job list` shows them), and ask a node of the same network"
+    return WalletError("job-not-found", f"the node knows of no job {job}", fix, ExitCode.NOT_FOUND)
 
 
 def _verify(a: Int8Matrix, b: Int8Matrix, product: Int32Matrix) -> tuple[bool, float]:

@@ -9,7 +9,7 @@ from consensus import jobs
 from consensus.params import MAX_UNIT_BYTES, ChainParams
 from consensus.transaction import Operand, Pair, SubmitJob, macs
 from wallet.errors import ExitCode, WalletError
-from wallet.slicing import Grid, Slices, choose_grid, into_jobs
+from wallet.slicing import Grid, Slices, choose_grid, into_jobs, padded
 from wallet.views import WorkerView
 
 SMALLEST_PACKET_MACS = 1 << 26
@@ -78,7 +78,7 @@ def find_deal(params: ChainParams, workers: Sequence[WorkerView], m: int, k: int
     if bound is None:
         bound = min(MAX_UNIT_BYTES, _median([(worker.max_unit_bytes, worker.slots) for worker in serving]))
     slots = sum(worker.slots for worker in serving)
-    grid = choose_grid(m, k, n, bound, terms.packets or min(slots, max(1, m * k * n // SMALLEST_PACKET_MACS)))
+    grid = choose_grid(m, k, n, bound, terms.packets or min(slots, worthwhile_packets(m, k, n)))
     roomy = [worker for worker in serving if worker.max_unit_bytes >= grid.unit_bytes]
     if not roomy:
         most = max(worker.max_unit_bytes for worker in serving)
@@ -95,7 +95,7 @@ def find_deal(params: ChainParams, workers: Sequence[WorkerView], m: int, k: int
     return Deal(price, grid)
 
 
-def expiry_blocks(params: ChainParams, terms: Terms) -> int:
+def life_blocks(params: ChainParams, terms: Terms) -> int:
     """How long an offer stands: by default half of what is allowed. Raises `WalletError` (expiry-invalid)."""
     if terms.expiry_blocks is None:
         return params.max_life // 2
@@ -119,6 +119,11 @@ def make_offer(
     fees = [jobs.job_fees(params, part.payload) for part in parts]
     escrow = sum(jobs.escrow_of(part, len(part)) for part in fees)
     return Offer(slices, parts, price, blocks, escrow)
+
+
+def worthwhile_packets(m: int, k: int, n: int) -> int:
+    """Into how many packets X (m, k) times W (k, n) may be cut before they become too small to be worth it."""
+    return max(1, padded(m) * padded(k) * padded(n) // SMALLEST_PACKET_MACS)
 
 
 def total_macs(slices: Slices) -> int:

@@ -96,8 +96,10 @@ class Packet:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slices:
-    """A product that has been cut: distinct operands (tensors, padded) and distinct packets."""
+    """A product x·w that has been cut: distinct operands (tensors, padded) and distinct packets."""
 
+    x: Int8Matrix
+    w: Int8Matrix
     grid: Grid
     lefts: tuple[Tensor, ...]
     rights: tuple[Tensor, ...]
@@ -170,7 +172,7 @@ def cut(x: Int8Matrix, w: Int8Matrix, grid: Grid) -> Slices:
             for c in inner_starts:
                 places.setdefault((left_at[i, c], right_at[c, j]), []).append((i, j))
     packets = tuple(Packet(left, right, tuple(where)) for (left, right), where in places.items())
-    return Slices(grid, tuple(lefts.tensors), tuple(rights.tensors), packets)
+    return Slices(x, w, grid, tuple(lefts.tensors), tuple(rights.tensors), packets)
 
 
 def into_jobs(slices: Slices, params: ChainParams, wanted: Sequence[int]) -> list[list[int]]:

@@ -1,0 +1,57 @@
+"""`tilework mine`: an outside miner. It works for a node over RPC, with a worker key that never leaves this process.
+
+The node hands out units: packets that were dealt to the key, idle ones otherwise. What the miner is told is checked
+as far as it concerns the miner: the block must reward its own address, and its operands must be those of the header.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import click
+
+from wallet.errors import ExitCode
+from wallet.options import rpc_option
+from wallet.output import Command, emit, notice
+
+NICENESS = 10
+
+
+@click.command(cls=Command)
+@click.option(
+    "--key",
+    "key_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The worker's key file, as `tilework worker register` makes it (mode 0600).",
+)
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads that multiply.")
+@click.option("--units", type=click.IntRange(1), metavar="N", help="Stop after N units [default: go on until Ctrl-C].")
+@click.option(
+    "--idle-duty",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Share of the time to spend on idle units; packets run at full speed.",
+)
+@rpc_option
+def mine(key_file: Path, threads: int, units: int | None, idle_duty: float, url: str) -> ExitCode:
+    """Work for a node from another process or machine, until Ctrl-C.
+
+    Blocks reward the key's account. If that account is registered as a worker (`tilework worker register`), packets
+    are dealt to it and answered here; do not run two miners with one key. Runs at low priority.
+    """
+    from wallet.miner import OutsideMiner, load_worker_key, told
+
+    key = load_worker_key(key_file)
+    os.nice(NICENESS)
+    miner = OutsideMiner(url, key, threads, idle_duty, notice)
+    status = ExitCode.OK
+    try:
+        asyncio.run(miner.run(units))
+    except KeyboardInterrupt:
+        status = ExitCode.INTERRUPTED
+    emit(miner.statistics, told(miner.statistics))
+    return status
