@@ -27,6 +27,7 @@ from consensus.work.unit import (
     check_seed,
     check_shape,
     check_threads,
+    is_zero,
 )
 
 
@@ -71,7 +72,7 @@ def evaluate(seed: bytes, a: Int8, b: Int8, threads: int = 1, interrupted: Inter
     """
     a, b = _checked(seed, a, b)
     check_threads(threads)
-    if a.any() or b.any():
+    if not (is_zero(a) and is_zero(b)):
         return _implementation().evaluate(seed, a, b, threads, interrupted)
     # Zero operands are an idle unit in all but the product: they cost what it costs.
     idle = _implementation().evaluate_idle(seed, a.shape[0], b.shape[1], a.shape[1], threads, interrupted)

@@ -15,7 +15,7 @@ from consensus.crypto import stream
 from consensus.work import kernel
 from consensus.work.noise import left_noise, right_noise
 from consensus.work.threads import share
-from consensus.work.unit import LANES, TILE, Evaluation, Int8, Int32, Interrupted, UInt32
+from consensus.work.unit import LANES, TILE, Evaluation, Int8, Int32, Interrupted, UInt32, is_zero
 
 _Slots = npt.NDArray[np.int64]
 
@@ -45,7 +45,7 @@ def evaluate(seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupt
     columns = np.empty((n // TILE, _wide_size(k)), np.uint8)
     product, states = np.empty((m, n), np.int32), np.zeros((m // TILE, n // TILE, LANES), np.uint32)
     # A zero operand makes the true product zero, which needs no recovery.
-    useful = not _is_zero(a) and not _is_zero(b)
+    useful = not is_zero(a) and not is_zero(b)
 
     def pack(numbers: Iterator[int]) -> None:
         for j in numbers:
@@ -141,7 +141,3 @@ def _slots(seed: bytes, label: str, k: int) -> _Slots:
     slots = np.empty(k, np.int64)
     kernel.draw_slots(words, slots)
     return slots
-
-
-def _is_zero(matrix: Int8) -> bool:
-    return not matrix[0].any() and not matrix.any()  # the first row nearly always decides

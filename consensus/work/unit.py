@@ -99,3 +99,8 @@ def check_threads(threads: int) -> None:
     """Raise UnitError unless there is at least one thread."""
     if threads < 1:
         raise UnitError(f"threads = {threads}: expected at least 1")
+
+
+def is_zero(operand: Int8) -> bool:
+    """Whether all entries are 0."""
+    return not operand[0].any() and not operand.any()  # the first row nearly always decides
