@@ -217,8 +217,10 @@ class Miner:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         while (left := until - loop.time()) > 0:
+            # Not `wait_for`: in Python 3.11 it swallows a cancellation that comes together with the tip.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._tip_moved.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._tip_moved.wait()
             if any(self._is_ready(held) for held in self._producer.held(self._key.address)):
                 return
             self._tip_moved.clear()
