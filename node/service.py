@@ -26,6 +26,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
 
 from consensus import freivalds, work
 from consensus.address import encode_address
@@ -53,7 +56,7 @@ from node.rpc.server import Probes, RpcConfig, RpcServer, Status
 from node.rpc.subscriptions import Hub
 from node.rpc.tensors import TensorRoutes
 from node.rpc.topics import Publisher
-from node.rpc.views import MempoolInfo, MiningInfo, NodeInfo, PeerView
+from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from node.store import LevelStore, StorageError, StoreInUse
 from node.tensors import TensorStore
 from node.transport import Address, TlsTransport
@@ -347,7 +350,7 @@ class Node:
 
     def peers(self) -> list[PeerView]:
         """See `node_peers`."""
-        return [PeerView(**vars(peer)) for peer in self.network.peers()]
+        return [PeerView(**_fields(PeerView, peer)) for peer in self.network.peers()]
 
     def mempool(self) -> MempoolInfo:
         """See `node_mempool`."""
@@ -356,11 +359,18 @@ class Node:
 
     def mining(self) -> MiningInfo:
         """See `node_mining`."""
-        return MiningInfo(enabled=False) if self.miner is None else MiningInfo(enabled=True, **vars(self.miner.stats))
+        if self.miner is None:
+            return MiningInfo(enabled=False)
+        return MiningInfo(**_fields(MiningInfo, self.miner.stats) | {"enabled": True})
 
     def add_peer(self, address: str) -> None:
         """Connect to host:port and stay connected. Raises ValueError."""
         self.network.add_peer(Address.parse(address))
+
+
+def _fields(view: type[Struct], source: object) -> dict[str, Any]:
+    """What `source` has of a view's fields."""
+    return {name: getattr(source, name) for name in view.__struct_fields__ if hasattr(source, name)}
 
 
 def _open_chain(config: Config, clock: Callable[[], int]) -> tuple[ChainParams, LevelStore, MeteredChain]:

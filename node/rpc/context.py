@@ -19,7 +19,7 @@ from node.headers import HeaderEntry
 from node.mempool import Mempool, PoolError
 from node.results import ResultPool
 from node.rpc.jsonrpc import INVALID_PARAMS, REJECTED, UNAVAILABLE, RpcError
-from node.rpc.views import MempoolInfo, MiningInfo, NodeInfo, PeerView
+from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from node.work_desk import WorkUnit
 
 T = TypeVar("T")

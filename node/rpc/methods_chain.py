@@ -15,17 +15,7 @@ from node.headers import HeaderEntry
 from node.rpc.context import Context
 from node.rpc.jsonrpc import INVALID_PARAMS, NOT_FOUND, UNAVAILABLE, RpcError
 from node.rpc.registry import NoParams, Params, Table
-from node.rpc.views import (
-    BlockView,
-    ChainInfo,
-    HeaderView,
-    Hex32,
-    Placed,
-    Supply,
-    header_view,
-    result_view,
-    tx_view,
-)
+from node.rpc.views import BlockView, ChainInfo, HeaderView, Hex32, Placed, Supply, header_view, result_view, tx_view
 
 TABLE: Table[Context] = Table()
 

@@ -14,7 +14,8 @@ from node.rpc.context import Context
 from node.rpc.jsonrpc import NOT_FOUND, RpcError
 from node.rpc.registry import Params, Table
 from node.rpc.story import JobRecord, explanation, gather, job_view, packet_views
-from node.rpc.views import Explanation, Hex32, JobView, PacketView
+from node.rpc.views import Hex32
+from node.rpc.views_work import Explanation, JobView, PacketView
 
 TABLE: Table[Context] = Table()
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 from node.rpc.context import Context
 from node.rpc.jsonrpc import INVALID_PARAMS, RpcError
 from node.rpc.registry import NoParams, Params, Table
-from node.rpc.views import Done, MempoolInfo, MiningInfo, NodeInfo, PeerView
+from node.rpc.views_node import Done, MempoolInfo, MiningInfo, NodeInfo, PeerView
 
 TABLE: Table[Context] = Table()
 

@@ -14,7 +14,8 @@ from node.rpc.context import Context, decode_hex, refusals
 from node.rpc.jsonrpc import NOT_READY, REJECTED, UNAVAILABLE, RpcError
 from node.rpc.methods_chain import is_syncing
 from node.rpc.registry import Params, Table
-from node.rpc.views import Hex32, IdleView, ResultAccepted, UnitOffer, WorkAccepted, unit_view
+from node.rpc.views import Hex32, IdleView, unit_view
+from node.rpc.views_work import ResultAccepted, UnitOffer, WorkAccepted
 
 TABLE: Table[Context] = Table()
 

@@ -12,7 +12,7 @@ from consensus.state import WORKERS, StateReader, Worker
 from node.headers import HeaderEntry
 from node.rpc.context import Context
 from node.rpc.registry import Params, Table
-from node.rpc.views import WorkerView
+from node.rpc.views_work import WorkerView
 
 TABLE: Table[Context] = Table()
 

@@ -15,7 +15,7 @@ from consensus.params import ChainParams
 from consensus.state import DONE, GROUPS, HELD, PACKETS, QUEUED, WITHDRAWN, Group, Packet, StateReader
 from consensus.transaction import SubmitJob, Transaction, packet_id
 from node.chain import Chain
-from node.rpc.views import Explanation, JobEventName, JobStatus, JobView, PacketView, StoryLine
+from node.rpc.views_work import Explanation, JobEventName, JobStatus, JobView, PacketView, StoryLine
 
 E = TypeVar("E", bound=Event)
 

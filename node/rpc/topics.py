@@ -10,7 +10,8 @@ from node.rpc.context import Context
 from node.rpc.registry import Table
 from node.rpc.story import name_of, tell
 from node.rpc.subscriptions import Hub
-from node.rpc.views import HeaderView, JobEvent, PendingResult, PendingTx, Reorg, header_view, kind_of
+from node.rpc.views import HeaderView, header_view, kind_of
+from node.rpc.views_node import JobEvent, PendingResult, PendingTx, Reorg
 
 TABLE: Table[Context] = Table()
 

@@ -175,6 +175,28 @@ def test_a_node_told_to_stop_while_it_starts(tmp_path: Path) -> None:
     assert code in (0, 130)
 
 
+def test_a_full_disk_stops_the_node_and_loses_nothing(tmp_path: Path) -> None:
+    """The limit on file sizes hits the database's log, as a full disk would."""
+    script = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (512 << 10, resource.RLIM_INFINITY))
+from node.cli import main
+main(sys.argv[1:])
+"""
+    arguments = ["node", "run", "--json", "--network", "regtest", "--data-dir", str(tmp_path), "--log-level", "error"]
+    arguments += ["--rpc-port", "0", "--p2p-port", "0", "--mine"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    error = json.loads(done.stderr.splitlines()[-1])
+    assert error["code"] == "storage"
+    assert error["fix"]
+    with node_process(tmp_path, "--network", "regtest") as (process, info):
+        assert info["height"] > 0
+        assert stop(process, signal.SIGTERM) == (0, "")
+
+
 # --- workers
 
 

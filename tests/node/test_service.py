@@ -114,6 +114,22 @@ def test_a_node_mines_answers_and_stops_in_time(tmp_path: Path, rules: Path) -> 
     scenario(body)
 
 
+def test_subscribers_are_told_and_hold_nothing_up(tmp_path: Path, rules: Path) -> None:
+    async def body() -> None:
+        node = Node(config_of(tmp_path / "n", rules, mine=True))
+        async with aiohttp.ClientSession() as session:
+            async with node.running():
+                ws = await session.ws_connect(node.rpc_address + "/ws")
+                await ws.send_json({"jsonrpc": "2.0", "id": 1, "method": "subscribe", "params": ["newHeads"]})
+                assert (await ws.receive_json())["result"] == 1
+                heights = [(await ws.receive_json())["params"]["event"]["height"] for _ in range(3)]
+                assert heights == list(range(heights[0], heights[0] + 3))
+                started = time.monotonic()
+            assert time.monotonic() - started < STOP_SECONDS
+
+    scenario(body)
+
+
 def test_what_was_mined_is_there_after_a_restart_without_the_genesis_file(tmp_path: Path, rules: Path) -> None:
     first = Node(config_of(tmp_path / "n", rules, mine=True))
 

@@ -19,7 +19,7 @@ from node.results import ResultPool
 from node.rpc.context import Context
 from node.rpc.jsonrpc import RpcError
 from node.rpc.methods import TABLE
-from node.rpc.views import MempoolInfo, MiningInfo, NodeInfo, PeerView
+from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from node.store import MemoryStore, StorageError
 from node.tensors import TensorStore
 from node.work_desk import WorkDesk
