@@ -14,7 +14,7 @@ MAX_MESSAGE_BYTES = MAX_STRIP_BYTES + (4 << 10)
 """The largest message of any type: its strips, their Merkle paths and the envelope."""
 
 MAX_HEADERS = 512
-"""Headers in one reply."""
+"""Headers in one reply, at most."""
 
 MAX_LOCATOR = 64
 """Ids in a locator: ten dense ones, then one per doubling, reach genesis from any height below 2⁵⁰."""
@@ -73,6 +73,8 @@ class Limits:
     """Blocks' tensors on their way into this node at any time."""
     gossip_bytes: int = 32 << 20
     """The same for jobs and Results that no block holds yet: they must not hold up blocks."""
+    max_headers: int = MAX_HEADERS
+    """Headers asked for at once."""
     header_syncs: int = 2
     """Peers of each direction whose headers are taken in at the same time."""
     header_batch: int = 64

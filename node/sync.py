@@ -22,7 +22,7 @@ from consensus.validation import Strips
 from node.compute import Compute
 from node.fetch import Tensors, together
 from node.headers import HeaderEntry
-from node.limits import MAX_HEADERS, MAX_LOCATOR, Limits
+from node.limits import MAX_LOCATOR, Limits
 from node.messages import GetHeaderCopy, GetHeaders, GetStrips, HeaderCopy, Headers, HeaderStrips, NewBlock, Status
 from node.peer import Missing, Offence, Peer, PeerStalled
 
@@ -154,13 +154,13 @@ class HeaderSync:
 
     async def _synchronise(self, peer: Peer) -> None:
         """All headers that the peer has and we have not; afterwards its claim must have come true."""
-        claimed = peer.status.work
+        claimed, limit = peer.status.work, self._limits.max_headers
         locator = self._chain.locator()
         height = -1
         while True:
-            answer = await peer.request(GetHeaders(tuple(locator[:MAX_LOCATOR]), MAX_HEADERS), Headers)
+            answer = await peer.request(GetHeaders(tuple(locator[:MAX_LOCATOR]), limit), Headers)
             headers = answer.headers
-            if any(child.core.parent != parent.id for parent, child in pairwise(headers)):
+            if len(headers) > limit or any(child.core.parent != parent.id for parent, child in pairwise(headers)):
                 peer.penalise(Offence.INVALID, "headers that are no chain")
                 return
             if headers:
@@ -173,7 +173,7 @@ class HeaderSync:
                     peer.penalise(Offence.LIES, "the same headers again")
                     return
                 height = entry.height
-            if len(headers) < MAX_HEADERS:
+            if len(headers) < limit:
                 break
             locator = [headers[-1].id, *self._chain.locator()]
         if claimed > self._chain.best_header.total_work:

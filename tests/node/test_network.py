@@ -286,7 +286,7 @@ async def test_a_failing_service_is_reported_as_fatal() -> None:
     def fail() -> None:
         raise error
 
-    a.network._downloader._target = fail  # type: ignore[method-assign,assignment]
+    a.network._downloader._target = fail  # type: ignore[method-assign]
     await a.network.start()
     await until(lambda: a.errors)
     assert a.errors == [error]
