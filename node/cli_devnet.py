@@ -188,12 +188,12 @@ def stop(layout: Layout) -> None:
     if pid is None:
         emit({"stopped": False}, "nothing was running")
         return
-    os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
+    _signal(pid, signal.SIGTERM)
     while layout.supervisor() == pid:
         if time.monotonic() > deadline:
             # Its nodes are on a leash: they stop when it is gone.
-            os.kill(pid, signal.SIGKILL)
+            _signal(pid, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
     emit({"stopped": True}, "stopped")
 
@@ -227,6 +227,12 @@ def restart(layout: Layout, node: int) -> None:
         layout.read()
         record = msgspec.json.decode(control.send(layout.control, Order("restart", node)), type=NodeRecord)
     emit(record, f"{record.name} is ready again (process {record.pid})")
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """Signal a supervisor that held its lock a moment ago."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 # ---------------------------------------------------------------------- up
@@ -398,7 +404,7 @@ def _emit_ready(record: Record) -> None:
         "  tilework job submit a.npy b.npy -o c.npy",
         "  tilework devnet kill 1 && tilework devnet restart 1",
         "",
-        f"WARNING: {record.warning}",
+        click.style(f"WARNING: {record.warning}", fg="yellow", bold=True),
         f"         {record.mnemonic}",
     ]
     emit(record, "\n".join(lines))

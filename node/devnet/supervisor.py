@@ -72,7 +72,7 @@ class Devnet:
         say(f"{len(nodes)} nodes started")
         for client, node in zip(self._clients, nodes, strict=True):
             await watch.wait_ready(client, node.name, self._processes.check_alive)
-        say("all nodes ready to serve; registering their workers")
+        say("every node serves; registering their workers")
         genesis_hash = bytes.fromhex(self._record.genesis_hash)
         try:
             for client, node in zip(self._clients, nodes, strict=True):
@@ -84,8 +84,8 @@ class Devnet:
 
         def progress(height: int, goal: int) -> None:
             nonlocal told
-            if height != told:
-                say(f"height {height}" + (f": packets will be dealt from height {goal} on" if goal else ""))
+            if height != told and height < goal:
+                say(f"height {height}: their workers will be dealt packets from height {goal} on")
                 told = height
 
         await watch.wait_in_force(self._clients[0], self._rules, nodes, progress, self._processes.check_alive)

@@ -30,7 +30,7 @@ WORKER_PACKETS = 32
 """Packets that each worker may hold at once, as soon as its score allows; its bond is one slot's for each."""
 RECENT_BLOCKS = 50
 
-_CALL_SECONDS = 5.0
+_CALL_SECONDS = 15.0
 _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _PATIENCE_BLOCKS = 60
@@ -133,11 +133,11 @@ class NodeClient:
                 self._url, data=msgspec.json.encode(request), headers={"Content-Type": "application/json"}
             ) as reply:
                 response = _response_decoder.decode(await reply.read())
+            if response.error is None:
+                return msgspec.json.decode(response.result, type=kind)
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             raise Unreachable(f"{self._url}: {error or type(error).__name__}") from None
-        if response.error is not None:
-            raise Unreachable(f"{self._url} refuses {method}: {response.error.message}")
-        return msgspec.json.decode(response.result, type=kind)
+        raise Unreachable(f"{self._url} refuses {method}: {response.error.message}")
 
 
 async def wait_ready(client: NodeClient, name: str, check_alive: Callable[[], None]) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -14,7 +17,7 @@ import pytest
 from consensus.params import TILE
 from node.devnet import layout
 from node.devnet.layout import Layout, Record
-from tests.processes.harness import call, is_running, tilework, until
+from tests.processes.harness import call, is_ready, is_running, tilework, until
 
 RECIPIENT = 9
 """An account that does nothing by itself."""
@@ -28,6 +31,25 @@ def variables(record: Record) -> dict[str, str]:
     }
 
 
+@contextmanager
+def devnet(place: Layout, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`tilework devnet up`, on a leash, from "ready" on; however the test ends, nothing of it is left."""
+    command = [sys.executable, "-m", "node.devnet.leash", "devnet", "up", "--dir", str(place.directory), *options]
+    with (place.directory.parent / "up.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+
+    def has_come_up() -> bool:
+        assert process.poll() is None, Path(log.name).read_text()
+        return place.record.exists() and (found := place.read()).status == "ready" and found.pid == process.pid
+
+    try:
+        until(has_come_up, "the devnet to be ready", patience_s=180)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
 def all_agree(record: Record, height: int) -> bool:
     """Whether the running nodes have reached `height` with one block."""
     urls = [node.rpc for node in record.nodes if node.pid]
@@ -35,47 +57,52 @@ def all_agree(record: Record, height: int) -> bool:
     return min(heights) >= height and len({call(url, "chain_getHeader", height=height)["id"] for url in urls}) == 1
 
 
+def check_payment(record: Record) -> None:
+    """A transfer by the command line arrives, and shows on every node."""
+    recipient = record.accounts[RECIPIENT].address
+    tilework("wallet", "send", recipient, "1.5", "--wait", "2", "--yes", environment=variables(record))
+    for node in record.nodes:
+        until(
+            lambda url=node.rpc: call(url, "state_getAccount", address=recipient)["balance"] == 1_000_001.5 * TILE,
+            f"the payment to show on {node.name}",
+        )
+
+
+def check_product(record: Record, directory: Path) -> None:
+    """A job by the command line returns exactly A @ B."""
+    rng = np.random.default_rng(7)
+    a, b = (rng.integers(-63, 64, shape, dtype=np.int8) for shape in ((300, 500), (500, 200)))
+    files = [str(directory / name) for name in ("a.npy", "b.npy", "c.npy")]
+    np.save(files[0], a)
+    np.save(files[1], b)
+    tilework("job", "submit", files[0], files[1], "-o", files[2], "--yes", environment=variables(record))
+    assert np.array_equal(np.load(files[2]), a.astype(np.int64) @ b.astype(np.int64))
+
+
 def test_three_nodes_pay_multiply_survive_a_crash_and_end(tmp_path: Path) -> None:
     place = Layout(tmp_path / "net")
     here = ("--dir", str(place.directory))
-    ready = tilework("devnet", "up", *here, "--block-time", "0.5", "--detach")
-    try:
+    with devnet(place, "--block-time", "0.5") as process:
         record = place.read()
-        assert msgspec.convert(ready, Record) == record
-        assert record.status == "ready"
         urls = [node.rpc for node in record.nodes]
-        assert all(worker["active"] for worker in call(urls[0], "worker_list"))
-        assert all(len(call(url, "node_peers")) == 2 for url in urls)
-        environment = variables(record)
-
-        recipient = record.accounts[RECIPIENT].address
-        tilework("wallet", "send", recipient, "1.5", "--wait", "2", "--yes", environment=environment)
-        for url in urls:
-            until(
-                lambda url=url: call(url, "state_getAccount", address=recipient)["balance"] == 1_000_001.5 * TILE,
-                "the payment to show on every node",
-            )
-
-        rng = np.random.default_rng(7)
-        a, b = (rng.integers(-63, 64, shape, dtype=np.int8) for shape in ((300, 500), (500, 200)))
-        np.save(tmp_path / "a.npy", a)
-        np.save(tmp_path / "b.npy", b)
-        files = [str(tmp_path / name) for name in ("a.npy", "b.npy", "c.npy")]
-        tilework("job", "submit", files[0], files[1], "-o", files[2], "--yes", environment=environment)
-        assert np.array_equal(np.load(files[2]), a.astype(np.int64) @ b.astype(np.int64))
+        assert all(is_ready(url) for url in urls)
+        assert [worker["active"] for worker in call(urls[0], "worker_list")] == [True] * 3
+        check_payment(record)
+        check_product(record, tmp_path)
 
         tilework("devnet", "kill", "1", *here)
         dead = place.read()
         assert dead.nodes[1].pid is None
-        assert not is_running(record.nodes[1].pid or 0)
+        assert record.nodes[1].pid is not None
+        assert not is_running(record.nodes[1].pid)
         height = call(urls[0], "chain_info")["height"]
         until(lambda: all_agree(dead, height + 2), "the others to go on")
         tilework("devnet", "restart", "1", *here)
         back = place.read()
         until(lambda: all_agree(back, height + 3), "the third to catch up")
-    finally:
+
         tilework("devnet", "stop", *here)
-    assert place.supervisor() is None
+        assert process.wait(10) == 0
     assert not any(is_running(node.pid) for node in (*record.nodes, *back.nodes) if node.pid)
     assert place.read().status == "stopped"
 
@@ -83,29 +110,36 @@ def test_three_nodes_pay_multiply_survive_a_crash_and_end(tmp_path: Path) -> Non
 @pytest.mark.long
 def test_no_node_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     place = Layout(tmp_path / "net")
-    process = subprocess.Popen(
-        layout.command("devnet", "up", "--dir", str(place.directory), "--nodes", "2", "--block-time", "0.5"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    pids: list[int] = []
-    try:
-        until(lambda: place.record.exists() and place.read().status == "ready", "the devnet", patience_s=120)
-        pids = [node.pid for node in place.read().nodes if node.pid]
+    here = ("--dir", str(place.directory))
+    with devnet(place, "--nodes", "2", "--block-time", "0.5") as process:
+        record = place.read()
+        pids = [node.pid for node in record.nodes if node.pid]
         assert len(pids) == 2
-        assert all(map(is_running, pids))
-    finally:
         process.kill()
         process.wait()
-    until(lambda: not any(map(is_running, pids)), "the nodes to end")
-    # What is left in the record is not believed.
-    assert tilework("devnet", "status", "--dir", str(place.directory))["running"] is False
-    again = tilework("devnet", "up", "--dir", str(place.directory), "--nodes", "2", "--detach")
-    assert again["genesis_hash"] == place.read().genesis_hash
-    tilework("devnet", "stop", "--dir", str(place.directory))
-    tilework("devnet", "reset", "--dir", str(place.directory))
+        until(lambda: not any(map(is_running, pids)), "the nodes to end")
+    # What the record says is not believed, and the same network comes up again.
+    assert place.read().status == "ready"
+    assert tilework("devnet", "status", *here)["running"] is False
+    with devnet(place, "--nodes", "2"):
+        assert place.read().genesis_hash == record.genesis_hash
+    tilework("devnet", "reset", *here)
     assert not place.directory.exists()
+
+
+@pytest.mark.long
+def test_a_detached_devnet_runs_until_it_is_stopped(tmp_path: Path) -> None:
+    place = Layout(tmp_path / "net")
+    here = ("--dir", str(place.directory))
+    try:
+        ready = tilework("devnet", "up", *here, "--nodes", "1", "--block-time", "0.5", "--detach", patience_s=240)
+        assert msgspec.convert(ready, Record) == place.read()
+        status = tilework("devnet", "status", *here)
+        assert status["running"]
+        assert status["network"]["nodes"][0]["height"] >= 1
+    finally:
+        assert tilework("devnet", "stop", *here) == {"stopped": True}
+    assert place.supervisor() is None
 
 
 @pytest.mark.long
