@@ -100,6 +100,11 @@ def test_three_nodes_pay_multiply_survive_a_crash_and_end(tmp_path: Path) -> Non
         tilework("devnet", "restart", "1", *here)
         back = place.read()
         until(lambda: all_agree(back, height + 3), "the third to catch up")
+        network = tilework("devnet", "status", *here)["network"]
+        assert [node["pid"] for node in network["nodes"]] == [node.pid for node in back.nodes]
+        assert network["spread"] <= 2
+        assert 0 < network["recent"] <= 50
+        assert network["circulating_grains"] > 10_000_000 * TILE
 
         tilework("devnet", "stop", *here)
         assert process.wait(10) == 0
