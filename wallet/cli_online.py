@@ -213,7 +213,7 @@ def history(
     prefix, text = _whose(address, account_name, keystore)
     found = asyncio.run(online.history(url, prefix, text, limit, before))
     lines = [_line(movement) for movement in found]
-    emit({"address": text, "history": found}, "\n".join(lines) or "nothing yet")
+    emit({"address": text, "movements": found}, "\n".join(lines) or "nothing yet")
 
 
 COMMANDS = (balance, send, history, pay, watch)

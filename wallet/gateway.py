@@ -1,7 +1,7 @@
 """A node as the wallet sees it: typed calls that sit out a node's restart, tensors, and the wait for the next block.
 
-Whatever may be asked twice is asked again while the node cannot be reached, for `patience_seconds` in all. A
-transaction may: it has one id however often it arrives.
+Whatever may be asked twice is asked again while the node cannot be reached, for `patience_seconds` in all; a node that
+has never answered is given up sooner. Transactions may be: one has one id however often it arrives.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ T = TypeVar("T")
 
 _TRANSIENT = frozenset({"NOT_READY", "TIMEOUT", "LIMIT"})
 """Refusals that are about the moment and not about the call."""
+_FIRST_CONTACT_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 
@@ -56,6 +57,7 @@ class Gateway:
         self.url = url
         self._patience_seconds = patience_seconds
         self._timeout_seconds = timeout_seconds
+        self._has_answered = False
 
     async def __aenter__(self) -> Self:
         self.rpc = RpcClient(self.url, timeout_seconds=self._timeout_seconds)
@@ -68,14 +70,18 @@ class Gateway:
 
     async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """The outcome of `attempt`, made again while the node cannot be reached or is not ready."""
-        deadline = time.monotonic() + self._patience_seconds
-        pause = _FIRST_PAUSE_SECONDS
+        begin, pause = time.monotonic(), _FIRST_PAUSE_SECONDS
         while True:
             try:
-                return await attempt()
+                outcome = await attempt()
+                self._has_answered = True
+                return outcome
             except WalletError as error:
                 passing = isinstance(error, NetworkError) or (isinstance(error, RpcError) and error.name in _TRANSIENT)
-                if not passing or time.monotonic() + pause > deadline:
+                patience = self._patience_seconds
+                if not self._has_answered:
+                    patience = min(patience, _FIRST_CONTACT_SECONDS)
+                if not passing or time.monotonic() + pause > begin + patience:
                     raise
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

@@ -35,7 +35,8 @@ POLL_SECONDS = 5.0
 WITHHELD_SECONDS = 30.0
 """How long a node may fail to serve a product that it calls done."""
 
-_ENDED = frozenset({"closed", "cancelled", "expired"})
+_ENDED = {"closed": "was closed", "cancelled": "was cancelled", "expired": "expired"}
+"""What the node calls a job that is over, and the words for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,12 +340,17 @@ class Job:
         position, group = next(
             (group.packets.index(packets[0]), group) for group in self._groups if packets[0] in group.packets
         )
-        story = await self._gateway.explain(packet_id(group.sent.txid, position).hex(), group.id)
-        code, ended = ("job-cancelled", "was cancelled") if view.status == "cancelled" else ("job-expired", "expired")
+        try:
+            story = await self._gateway.explain(packet_id(group.sent.txid, position).hex(), group.id)
+            why = f"Of the first: {story.verdict}"
+        except RpcError:
+            why = "The node does not say why."
         count = f"{len(packets)} of {len(self.slices.packets)} packets"
-        message = f"the job {ended} with {count} unanswered. Of the first: {story.verdict}"
+        message = f"the job {_ENDED[view.status]} with {count} unanswered. {why}"
         fix = "submit again with a higher price, smaller packets or a longer life; unused escrow is back on the account"
-        return WalletError(code, message, fix)
+        if view.status == "closed":  # only a group that has all its answers is closed so
+            fix = "the node hides answers: ask another with `tilework job result`"
+        return WalletError(f"job-{view.status}", message, fix)
 
     async def _checked_product(self) -> Int32Matrix:
         """The assembled product, checked against X and W themselves."""

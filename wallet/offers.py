@@ -78,7 +78,8 @@ def find_deal(params: ChainParams, workers: Sequence[WorkerView], m: int, k: int
     if bound is None:
         bound = min(MAX_UNIT_BYTES, _median([(worker.max_unit_bytes, worker.slots) for worker in serving]))
     slots = sum(worker.slots for worker in serving)
-    grid = choose_grid(m, k, n, bound, terms.packets or min(slots, worthwhile_packets(m, k, n)))
+    packets = min(slots, worthwhile_packets(m, k, n)) if terms.packets is None else terms.packets
+    grid = choose_grid(m, k, n, bound, packets)
     roomy = [worker for worker in serving if worker.max_unit_bytes >= grid.unit_bytes]
     if not roomy:
         most = max(worker.max_unit_bytes for worker in serving)
