@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from msgspec import Struct
 
@@ -39,7 +39,7 @@ from node import genesis
 from node.chain import Chain, Import
 from node.compute import ThreadCompute
 from node.config import Config
-from node.identity import IdentityError, load_or_create
+from node.identity import Identity, IdentityError, load_or_create
 from node.intake import Intake, Observer
 from node.limits import DEFAULT
 from node.mempool import Mempool
@@ -57,11 +57,14 @@ from node.rpc.subscriptions import Hub
 from node.rpc.tensors import TensorRoutes
 from node.rpc.topics import Publisher
 from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
-from node.store import LevelStore, StorageError, StoreInUse
+from node.store import LevelStore, StorageError, Store, StoreInUse
 from node.tensors import TensorStore
 from node.transport import Address, TlsTransport
 from node.work_desk import WorkDesk
 from node.workerkey import WorkerKey, WorkerKeyError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger("tilework.node")
 
@@ -91,9 +94,19 @@ def software_version() -> str:
 
 
 class MeteredChain(Chain):
-    """The chain, with the time of each import told to `metrics`, once there are any."""
+    """The chain, with the seconds of each import told to `observe`."""
 
-    metrics: Metrics | None = None
+    def __init__(
+        self,
+        params: ChainParams,
+        store: Store,
+        tensors: TensorStore,
+        clock: Callable[[], int],
+        observe: Callable[[float], None],
+    ) -> None:
+        """See `Chain`."""
+        super().__init__(params, store, tensors, clock)
+        self._observe = observe
 
     def add_block(self, block: Block, strips: Strips | None = None) -> Import:
         """See `Chain.add_block`."""
@@ -101,8 +114,24 @@ class MeteredChain(Chain):
         try:
             return super().add_block(block, strips)
         finally:
-            if self.metrics is not None:
-                self.metrics.imported(time.perf_counter() - started)
+            self._observe(time.perf_counter() - started)
+
+
+class WatchedCompute(ThreadCompute):
+    """A pool of threads that reports a failing disk, whoever runs into it."""
+
+    def __init__(self, threads: int, fatal: Callable[[StorageError], None]) -> None:
+        """`fatal` is called on the event loop's thread."""
+        super().__init__(threads)
+        self._fatal = fatal
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See `Compute.run`."""
+        try:
+            return await super().run(function, *args, **kwargs)
+        except StorageError as error:
+            self._fatal(error)
+            raise
 
 
 class Node:
@@ -120,31 +149,24 @@ class Node:
         self._stop = asyncio.Event()
         self._failure: StorageError | None = None
         self._address = ""
-        self._warm = False
+        self._mining = False
+        self.metrics = Metrics(self._reading)
         network = _network_config(config)
-        rules, self._store, self.chain = _open_chain(config, clock)
+        rules, self._store, self.chain = _open_chain(config, clock, self.metrics)
         try:
-            self._identity = load_or_create(self.directory / "node.key")
-            self._worker = WorkerKey.load_or_create(config.worker_key_file) if config.mining.enabled else None
+            self._identity, self._worker = _load_keys(config)
             _keep_genesis(self.directory / "genesis.json", rules)
-        except IdentityError as error:
+        except StartError:
             self._store.close()
-            raise StartError("key-unusable", str(error), "the message says what to do") from None
-        except WorkerKeyError as error:
-            self._store.close()
-            raise StartError("worker-key-unusable", error.message, error.fix) from None
-        except OSError as error:
-            self._store.close()
-            raise _unwritable(self.directory, error) from None
-        self._compute = ThreadCompute(config.threads)
-        self._reads = ThreadCompute(READ_THREADS)
+            raise
+        self._compute = WatchedCompute(config.threads, self._fail)
+        self._reads = WatchedCompute(READ_THREADS, self._fail)
         self._bench = LowPriorityCompute()
         pool = Mempool(self.chain, config.limits.mempool_mib << 20)
         self.intake = Intake(self.chain, pool, ResultPool(self.chain), self._compute, self._fail)
         rng = random.Random(secrets.token_bytes(16))  # for choices that need no secrecy
         self.producer = Producer(self.chain, pool, self.intake.results, clock, rng)
         self.miner = None if self._worker is None else self._make_miner(self._worker, rng)
-        self._mining = False
         self.network = Network(
             network,
             self._identity,
@@ -156,13 +178,11 @@ class Node:
             self._compute,
             self._fail,
         )
-        self.metrics = Metrics(self._reading)
-        self.chain.metrics = self.metrics
         self._hub = Hub(TABLE.topics)
         desk = WorkDesk(self.intake, self.producer, self._compute, clock)
         self._context = Context(self.chain, self.intake, desk, self, self._reads)
         self._rpc = self._make_rpc()
-        self._warm_kernels()
+        _warm_kernels()
 
     # ------------------------------------------------------------------ life
 
@@ -220,6 +240,8 @@ class Node:
         self._mining = True
         try:
             await self.miner.run()
+        except* StorageError as errors:
+            self._fail(_innermost(errors))
         finally:
             self._mining = False
 
@@ -276,13 +298,6 @@ class Node:
         info = Info(TITLE, software_version())
         return RpcServer(settings, info, TABLE, self._context, self._hub, probes, self.metrics.called, routes)
 
-    def _warm_kernels(self) -> None:
-        started = time.perf_counter()
-        work.warm()
-        freivalds.warm()
-        self._warm = True
-        logger.info("kernels are warm", extra={"seconds": round(time.perf_counter() - started, 2)})
-
     # ------------------------------------------------------------------ probes
 
     def _health(self) -> Status:
@@ -292,8 +307,6 @@ class Node:
         """Whether the node takes its full part; if not, the first reason."""
         if self._failure is not None:
             return Status(False, str(self._failure))
-        if not self._warm:
-            return Status(False, "the kernels are being compiled")
         if self.network.address is None:
             return Status(False, "not listening for peers")
         if behind := self._why_behind():
@@ -373,7 +386,23 @@ def _fields(view: type[Struct], source: object) -> dict[str, Any]:
     return {name: getattr(source, name) for name in view.__struct_fields__ if hasattr(source, name)}
 
 
-def _open_chain(config: Config, clock: Callable[[], int]) -> tuple[ChainParams, LevelStore, MeteredChain]:
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _warm_kernels() -> None:
+    """Nobody waits for a compiler later: this takes under a second from numba's cache, eleven without it."""
+    started = time.perf_counter()
+    work.warm()
+    freivalds.warm()
+    logger.info("kernels are warm", extra={"seconds": round(time.perf_counter() - started, 2)})
+
+
+def _open_chain(
+    config: Config, clock: Callable[[], int], metrics: Metrics
+) -> tuple[ChainParams, LevelStore, MeteredChain]:
     try:
         rules = genesis.rules_of(config.network, config.genesis_file)
     except genesis.GenesisError as error:
@@ -391,19 +420,35 @@ def _open_chain(config: Config, clock: Callable[[], int]) -> tuple[ChainParams, 
         raise StartError("storage", str(error), "check the directory, its mode and the free space") from None
     try:
         tensors = TensorStore(config.directory / "tensors", config.limits.tensor_cache_mib << 20)
-        return rules, store, MeteredChain(rules, store, tensors, clock)
+        return rules, store, MeteredChain(rules, store, tensors, clock, metrics.imported)
     except StorageError as error:
         store.close()
         fix = "choose another --data-dir, or remove this one to synchronise anew"
         raise StartError("storage", str(error), fix) from None
 
 
+def _load_keys(config: Config) -> tuple[Identity, WorkerKey | None]:
+    """The node's identity and, if it mines, its worker's key; made at the first start."""
+    try:
+        identity = load_or_create(config.directory / "node.key")
+        return identity, WorkerKey.load_or_create(config.worker_key_file) if config.mining.enabled else None
+    except IdentityError as error:
+        fix = "make it private, restore it, or remove it for a new identity"
+        raise StartError("key-unusable", str(error), fix) from None
+    except WorkerKeyError as error:
+        raise StartError("worker-key-unusable", error.message, error.fix) from None
+
+
 def _keep_genesis(path: Path, rules: ChainParams) -> None:
     """Remember the rules beside the chain that follows them, so that later starts need no --genesis."""
-    if not path.exists():
-        fresh = path.with_suffix(".new")
+    if path.exists():
+        return
+    fresh = path.with_suffix(".new")
+    try:
         fresh.write_bytes(genesis.dump(rules))
         fresh.replace(path)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from None
 
 
 def _network_config(config: Config) -> NetworkConfig:

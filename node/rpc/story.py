@@ -185,9 +185,8 @@ def tell(event: Event, text: Text) -> str:
         case events.Dropped():
             return f"the group closed while {text(event.worker)} still held the packet: no pay, no miss"
         case events.Completed():
-            return (
-                f"the job has all results that it needs; packets still held earn a quarter through {event.grace_until}"
-            )
+            until = event.grace_until
+            return f"the job has all results that it needs; packets still held earn a quarter through height {until}"
         case events.Cancelled():
             return f"cancelled by its owner: {event.withdrawn} packets that nobody held were withdrawn"
         case events.Closed():

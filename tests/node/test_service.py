@@ -174,8 +174,9 @@ def test_a_node_whose_peers_are_away_is_not_ready(tmp_path: Path, rules: Path, f
     scenario(body)
 
 
+@pytest.mark.parametrize("operation", ["add_block", "read", "keep_tensor"])
 def test_a_failing_disk_stops_the_node_with_its_reason(
-    tmp_path: Path, rules: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rules: Path, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     async def body() -> None:
         node = Node(config_of(tmp_path / "n", rules, mine=True))
@@ -185,7 +186,7 @@ def test_a_failing_disk_stops_the_node_with_its_reason(
 
         async with asyncio.timeout(10):
             async with node.running():
-                monkeypatch.setattr(Chain, "add_block", full)
+                monkeypatch.setattr(Chain, operation, full)
                 await node.stopped()
                 assert node.ready().reason == "No space left on device"
 
