@@ -6,6 +6,8 @@ from typing import get_args
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consensus.block import Header, HeaderCore, PacketUnit, Proof
 from consensus.errors import ConsensusError, Reason
@@ -222,6 +224,21 @@ def test_as_many_strips_travel_together_as_fit(spec: TensorSpec, together: int) 
     assert strips_per_message(spec) == together
     assert spec.strip_size * together <= MAX_STRIP_BYTES
     assert sum(strips_expected(spec, first) for first in range(0, spec.leaves, together)) == spec.leaves
+
+
+@given(st.sampled_from(DECLARATIONS), st.binary(max_size=300), st.integers(0, 400), st.integers(0, 255))
+def test_whatever_arrives_is_refused_or_means_exactly_its_bytes(
+    row: Declaration, noise: bytes, position: int, value: int
+) -> None:
+    small = encode_frame(LARGEST[row.struct])[:1000]
+    mutated = small[: 5 + position] + bytes([value]) + small[6 + position :]
+    for frame in (bytes([row.code]) + bytes(4) + noise, mutated):
+        try:
+            check_size(row, frame)
+            message = decode_payload(row, frame)
+        except ConsensusError:
+            continue
+        assert encode_frame(message)[5:] == frame[5:]
 
 
 def test_codes_of_goodbyes_never_change() -> None:
