@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 WORKER_PACKETS = 32
 """Packets that each worker may hold at once, as soon as its score allows; its bond is one slot's for each."""
+WORKER_PRICE = 10_000
+"""Grains per 2²⁰ MACs: at the least base fee, about what the gas for a packet's bytes costs besides."""
 RECENT_BLOCKS = 50
 
 _CALL_SECONDS = 15.0
@@ -167,7 +169,7 @@ async def register_worker(client: NodeClient, rules: ChainParams, genesis_hash: 
     key = keys.account(node.index + 1)
     payload = RegisterWorker(
         x25519_key=key.x25519_key,
-        min_price=0,
+        min_price=WORKER_PRICE,
         max_unit_bytes=MAX_UNIT_BYTES,
         max_packets=WORKER_PACKETS,
         bond=0 if known.registered else WORKER_PACKETS * rules.slot_bond,
