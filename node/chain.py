@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from consensus import events, transition, validation
@@ -25,10 +26,12 @@ from consensus.transaction import Transaction
 from consensus.transition import Transition
 from consensus.trie import CorruptTrieError
 from consensus.validation import Strips
-from node import index, schema
+from node import index, schema, snapshot
 from node.headers import HeaderEntry, HeaderTree, fork_point, path
 from node.index import Location, Movement, Outcome
-from node.schema import StoredHeader, Tip
+from node.retention import Retention
+from node.schema import Tip
+from node.snapshot import Staging, stored_header
 from node.store import StorageError, Store
 from node.tensors import TensorStore
 from node.tipstate import TipState
@@ -93,15 +96,17 @@ class Chain:
         self.signatures = VerifiedSignatures(self.genesis_hash)
         self.allow_deep_reorg = allow_deep_reorg
         self._store = store
+        self._retention = Retention(store, tensors)
         self._clock = clock
         self._importing = threading.RLock()
         self._viewing = threading.RLock()
         self._tree = HeaderTree(self.genesis.header)
-        self._tip = self._tree.genesis
+        self._tip = self._base = self._tree.genesis
         if store.get(schema.TIP) is None:
             self._found(founding)
-        self._state = TipState(store)
+        self._state = TipState(store, store.get(schema.PLACE) or schema.STATE)
         self._load()
+        snapshot.clear(store, snapshot.spare(self._state.place))  # a crash may have left something
         with contextlib.suppress(MissingTensor):  # the network will bring it
             self._advance()
 
@@ -116,6 +121,11 @@ class Chain:
     def best_header(self) -> HeaderEntry:
         """The checked header with the most work; ahead of the tip while bodies are being fetched."""
         return self._tree.best
+
+    @property
+    def base(self) -> HeaderEntry:
+        """The block that execution began behind: genesis, or that whose state was adopted."""
+        return self._base
 
     def entry(self, block_id: bytes) -> HeaderEntry | None:
         """What is known of a block id."""
@@ -207,6 +217,22 @@ class Chain:
         with self._viewing:
             return function(self._state)
 
+    def records(self, start: bytes) -> tuple[HeaderEntry, Iterator[tuple[bytes, bytes]]]:
+        """The tip, and the records after it from the key `start` on, to be walked at leisure: they do not change."""
+        with self._viewing:
+            place = self._state.place
+            pairs = self._store.scan(place, start=place + max(start, snapshot.FIRST_KEY))
+            return self._tip, ((key[len(place) :], value) for key, value in pairs)
+
+    def undo(self, block_id: bytes) -> Changes | None:
+        """What undoes a main-chain block of the last `retention`."""
+        data = self._store.get(schema.undo(block_id))
+        return None if data is None else schema.decode_changes(data)
+
+    def missing_operands(self) -> list[bytes]:
+        """Operands of open groups that are not here: after a snapshot was adopted they come one by one."""
+        return [c for c in snapshot.open_operands(self.params, self._state) if not self.tensors.has(c)]
+
     def locate(self, txid: bytes) -> Location | None:
         """Where a transaction stands in the main chain."""
         data = self._store.get(schema.transaction(txid))
@@ -266,6 +292,7 @@ class Chain:
             context = parent.context(header.core.parent_ticket)
             validation.check_header(self.params, header, context, self._clock())
             validation.check_tile(self.params, header, strips or self._strips_of(header))
+            self._keep_strips(header, strips)
             return self._tree.add(header, parent)
 
     def add_block(self, block: Block, strips: Strips | None = None) -> Import:
@@ -280,8 +307,9 @@ class Chain:
             entry = self.add_header(block.header, strips)
             if entry.invalid:
                 raise ConsensusError(Reason.INVALID_PARENT, entry.invalid, "a block that was not refused before")
-            if entry.has_body:
+            if entry.has_body or self._is_main(entry):
                 return self._advance(entry)
+            self._check_depth(entry)
             validation.check_body(self.params, self.genesis_hash, block)
             self.signatures.check(block.body.transactions)
             if entry.parent is self._tip:
@@ -293,7 +321,43 @@ class Chain:
     def keep_tensor(self, commitment: bytes, blocks: int) -> None:
         """Keep a tensor that no block obliges yet for some `blocks`; a longer duty stays."""
         with self._importing:
-            self._store.write(self._retention({commitment: self._tip.height + blocks}))
+            self._store.write(self._retention.changes({commitment: self._tip.height + blocks}))
+
+    def stage(self) -> Staging:
+        """Begin to build a state beside the present one. One at a time: the one before is removed."""
+        with self._importing:
+            return Staging(self._store, snapshot.spare(self._state.place))
+
+    def adopt(self, above: HeaderEntry, staged: Staging) -> Import:
+        """Go on from a fetched state: the parent of `above`, whose header names that state, becomes tip and base.
+
+        Raises:
+            ConsensusError: WRONG_STATE_ROOT: the state is another one; REORG_TOO_DEEP: the block is not for this node.
+        """
+        with self._importing:
+            base, before = above.parent, self._state.place
+            assert base is not None, "genesis names no state"
+            if staged.root != above.core.state_root:
+                raise ConsensusError(Reason.WRONG_STATE_ROOT, staged.root, above.core.state_root)
+            self._check_depth(base)
+            if base.total_work <= self._tip.total_work:
+                return Import()
+            fork = fork_point(self._tip, base)
+            # Written first, for they are many: as long as no height points to them they mean nothing.
+            snapshot.write_headers(self._store, path(fork, base))
+            batch: Changes = {schema.undo(e.id): None for e in islice(fork.ancestors(), self.params.retention)}
+            disconnected = [self._disconnect(entry, batch)[0] for entry in path(fork, self._tip)[::-1]]
+            batch.update({schema.main(entry.height): entry.id for entry in path(fork, base)})
+            batch.update(self._retention.changes(snapshot.open_operands(self.params, staged.reader)))
+            batch[schema.BASE] = batch[schema.TIP] = encode(Tip(base.id, base.height, staged.root))
+            batch[schema.PLACE] = staged.place
+            state = TipState(self._store, staged.place)
+            with self._viewing:
+                self._store.write(batch)
+                self._state, self._tip, self._base = state, base, base
+            snapshot.clear(self._store, before)
+            self._retention.drop(base.height)
+            return Import(tuple(disconnected))
 
     def _extend(self, entry: HeaderEntry, block: Block) -> Import:
         """The common case: the block stands on the tip. Everything goes into one batch."""
@@ -314,7 +378,7 @@ class Chain:
             good = [
                 e for e in candidates if e.total_work > self._tip.total_work and not e.invalid and self._is_linked(e)
             ]
-            good = [e for e in good if self._depth(e) <= self.params.max_reorg or self.allow_deep_reorg]
+            good = [e for e in good if self._may_undo(self._depth(e))]
             if not good:
                 return Import()
             best = max(good, key=lambda e: e.total_work)
@@ -332,14 +396,9 @@ class Chain:
         batch: Changes = {}
         disconnected = []
         for entry in path(fork, self._tip)[::-1]:
-            block = self.block(entry.id)
-            outcome, undo = self.outcome(entry.id), self._store.get(schema.undo(entry.id))
-            if block is None or outcome is None or undo is None:
-                raise StorageError(f"block {entry.id.hex()} at height {entry.height} has no undo data")
-            overlay.writes.update(schema.decode_changes(undo))
-            batch.update(dict.fromkeys(index.entries(block, entry.id, outcome)))
-            batch.update(dict.fromkeys((schema.undo(entry.id), schema.outcome(entry.id), schema.main(entry.height))))
-            disconnected.append(block)
+            undone, undo = self._disconnect(entry, batch)
+            overlay.writes.update(undo)
+            disconnected.append(undone)
         connected = []
         for entry in path(fork, target):
             block = self.block(entry.id)
@@ -349,11 +408,20 @@ class Chain:
             overlay.writes.update(changes.writes)
             batch.update(self._connection(entry, done, changes))
         # The undone state and the new one, in that order: later writes win.
-        batch.update({schema.STATE + key: value for key, value in overlay.writes.items()})
+        batch.update(self._state.keyed(overlay.writes))
         self._commit(target, connected[-1].outcome.state_root, batch)
         if disconnected:
             logger.warning("reorganised", extra={"fork": fork.height, "from": len(disconnected), "to": len(connected)})
         return Import(tuple(disconnected), tuple(connected))
+
+    def _disconnect(self, entry: HeaderEntry, batch: Changes) -> tuple[Block, Changes]:
+        """Take a block out of the main chain: the block, and what undoes it. Its index goes in `batch`."""
+        block, outcome, undo = self.block(entry.id), self.outcome(entry.id), self.undo(entry.id)
+        if block is None or outcome is None or undo is None:
+            raise StorageError(f"block {entry.id.hex()} at height {entry.height} has no undo data")
+        batch.update(dict.fromkeys(index.entries(block, entry.id, outcome)))
+        batch.update(dict.fromkeys((schema.undo(entry.id), schema.outcome(entry.id), schema.main(entry.height))))
+        return block, undo
 
     def _execute(self, entry: HeaderEntry, block: Block, state: StateReader) -> tuple[ConnectedBlock, Transition]:
         try:
@@ -384,21 +452,33 @@ class Chain:
         context = entry.parent.context(header.core.parent_ticket)
         validation.check_header(self.params, header, context, self._clock())
         validation.check_tile(self.params, header, strips or self._strips_of(header))
+        self._keep_strips(header, strips)
         if not entry.copies:
             self._tree.absolve(entry)
         entry.copies[header.ticket] = header.proof
-        if entry.has_body:
-            self._store.write({schema.header(entry.id): encode(_stored_header(entry))})
+        if entry.has_body or self._is_main(entry):
+            self._store.write({schema.header(entry.id): encode(stored_header(entry))})
+
+    def _keep_strips(self, header: Header, strips: Strips | None) -> None:
+        """Strips that came with a header: where its block is never executed here, nothing else proves its work."""
+        if strips is not None and isinstance(header.core.unit, PacketUnit):
+            self._store.write({schema.strips(header.id, header.ticket): encode(strips)})
 
     def _check_depth(self, parent: HeaderEntry) -> None:
         """Refuse, loudly, a branch that leaves the main chain deeper than a node rewrites by itself."""
         depth = self._depth(parent)
-        if depth > self.params.max_reorg and not self.allow_deep_reorg:
+        if not self._may_undo(depth):
             logger.error("deep reorganisation refused", extra={"block": parent.id.hex(), "depth": depth})
             raise ConsensusError(Reason.REORG_TOO_DEEP, f"{depth} blocks", f"at most {self.params.max_reorg}")
 
+    def _may_undo(self, depth: int) -> bool:
+        allowed = depth <= self.params.max_reorg or self.allow_deep_reorg
+        return allowed and depth <= self._tip.height - self._base.height
+
     def _depth(self, entry: HeaderEntry) -> int:
         """Main-chain blocks that moving to the entry's chain would undo."""
+        if self._tip.parent is None:  # while a fresh node takes in headers, the walk down would grow with every one
+            return 0
         return self._tip.height - next(e for e in entry.ancestors() if self._is_main(e)).height
 
     # ------------------------------------------------------------------ what is written
@@ -406,7 +486,7 @@ class Chain:
     def _stored(self, entry: HeaderEntry, block: Block) -> Changes:
         """A block itself, with the strips that prove its header even after its operands are gone."""
         changes: Changes = {
-            schema.header(entry.id): encode(_stored_header(entry)),
+            schema.header(entry.id): encode(stored_header(entry)),
             schema.body(entry.id): encode(block.body),
         }
         strips = self._strips_of(block.header)
@@ -423,9 +503,9 @@ class Chain:
             if job is not None:
                 until = job.expiry + params.grace + params.retention
                 keep.update({operand.commitment: until for operand in validation.obliged_operands(Body((), (tx,)))})
-        batch: Changes = {schema.STATE + key: value for key, value in changes.writes.items()}
+        batch = self._state.keyed(changes.writes)
         batch.update(index.entries(done.block, entry.id, done.outcome))
-        batch.update(self._retention(keep))
+        batch.update(self._retention.changes(keep))
         batch[schema.main(height)] = entry.id
         batch[schema.outcome(entry.id)] = encode(done.outcome)
         batch[schema.undo(entry.id)] = schema.encode_changes(changes.undo)
@@ -440,43 +520,14 @@ class Chain:
             self._store.write(batch)
             self._state.committed(batch)
             self._tip = tip
-        self._drop_tensors(tip.height)
-
-    def _retention(self, keep: dict[bytes, int]) -> Changes:
-        changes: Changes = {}
-        for commitment, until in keep.items():
-            known = self._kept_until(commitment)
-            if known is None or known < until:
-                if known is not None:
-                    changes[schema.tensor_expiry(known, commitment)] = None
-                changes[schema.tensor_until(commitment)] = schema.pack_height(until)
-                changes[schema.tensor_expiry(until, commitment)] = b""
-        return changes
-
-    def _drop_tensors(self, height: int) -> None:
-        """Forget the tensors whose time is over."""
-        gone: Changes = {}
-        for key, _ in self._store.scan(schema.TENSOR_EXPIRY):
-            until, commitment = schema.unpack_tensor_expiry(key)
-            if until > height:
-                break
-            gone[key] = None
-            if self._kept_until(commitment) == until:  # else a later duty has taken this one's place
-                self.tensors.remove(commitment)
-                gone[schema.tensor_until(commitment)] = None
-        if gone:
-            self._store.write(gone)
-
-    def _kept_until(self, commitment: bytes) -> int | None:
-        data = self._store.get(schema.tensor_until(commitment))
-        return None if data is None else schema.unpack_height(data)
+        self._retention.drop(tip.height)
 
     # ------------------------------------------------------------------ start-up and small helpers
 
     def _found(self, founding: Transition) -> None:
         outcome = Outcome((), (), founding.state_root, 0)
         batch: Changes = {schema.STATE + key: value for key, value in founding.writes.items()}
-        batch[schema.header(self.genesis_hash)] = encode(_stored_header(self._tree.genesis))
+        batch[schema.header(self.genesis_hash)] = encode(stored_header(self._tree.genesis))
         batch[schema.body(self.genesis_hash)] = encode(self.genesis.body)
         batch[schema.outcome(self.genesis_hash)] = encode(outcome)
         batch[schema.main(0)] = self.genesis_hash
@@ -487,23 +538,22 @@ class Chain:
         """Rebuild the header tree and check that what the tip needs is there."""
         if self.id_at(0) != self.genesis_hash:
             raise StorageError("this directory holds another network's chain: choose another --data-dir")
-        stored = [schema.decode(StoredHeader, data) for _, data in self._store.scan(schema.HEADER)]
-        for record in sorted(stored, key=lambda record: record.core.height):
-            if record.core.height == 0:
-                continue
-            parent = self._tree.get(record.core.parent)
-            if parent is None:
-                raise StorageError(f"header {record.core.id.hex()} at height {record.core.height} has no parent")
-            entry = self._tree.add(Header(record.core, record.proofs[0]), parent)
-            entry.copies.update({Header(record.core, proof).ticket: proof for proof in record.proofs})
-            entry.has_body = True
+        tip = schema.decode(Tip, self._store.get(schema.TIP) or b"")
+        base = schema.decode(Tip, data) if (data := self._store.get(schema.BASE)) is not None else None
+        base_height = 0 if base is None else base.height
+        snapshot.read_headers(self._store, self._tree, base_height)
         for key, reason in self._store.scan(schema.REFUSED):
             refused = self._tree.get(key[len(schema.REFUSED) :])
             if refused is not None:
                 self._tree.condemn(refused, reason.decode())
-        tip = schema.decode(Tip, self._store.get(schema.TIP) or b"")
-        entry_of_tip = self._tree.get(tip.block)
-        if entry_of_tip is None or self.id_at(tip.height) != tip.block or self.body(tip.block) is None:
+        entry_of_tip, entry_of_base = (
+            self._tree.get(tip.block),
+            self._tree.get(base.block if base else self.genesis_hash),
+        )
+        if entry_of_base is None or self.id_at(base_height) != entry_of_base.id:
+            raise StorageError(f"the base at height {base_height} is not in the store")
+        executed = tip.height > base_height
+        if entry_of_tip is None or self.id_at(tip.height) != tip.block or (executed and self.body(tip.block) is None):
             raise StorageError(f"the tip at height {tip.height} is not in the store")
         try:
             root = root_of(self._state)
@@ -511,9 +561,9 @@ class Chain:
             raise StorageError(f"the state is damaged: {error}") from error
         if root != tip.state_root:
             raise StorageError(f"the state does not have the root that the tip at height {tip.height} left")
-        if tip.height and self._store.get(schema.undo(tip.block)) is None:
+        if executed and self._store.get(schema.undo(tip.block)) is None:
             raise StorageError(f"the tip at height {tip.height} has no undo data")
-        self._tip = entry_of_tip
+        self._tip, self._base = entry_of_tip, entry_of_base
 
     def _events(self, prefix: bytes) -> list[tuple[int, events.Event]]:
         found = []
@@ -542,12 +592,8 @@ class Chain:
     def _is_linked(self, entry: HeaderEntry) -> bool:
         """Whether all bodies from the main chain up to the entry are here."""
         for ancestor in entry.ancestors():
-            if not ancestor.has_body:
-                return False
             if self._is_main(ancestor):
                 return True
+            if not ancestor.has_body:
+                return False
         return True
-
-
-def _stored_header(entry: HeaderEntry) -> StoredHeader:
-    return StoredHeader(entry.core, tuple(entry.copies.values()))

@@ -1,8 +1,9 @@
 """Every key of the node's database and how its values are packed. Pure functions: `node.store` does the I/O.
 
     key                                   value                      what
-    m ‖ name                              by name                    single records: `FORMAT`, `TIP`
-    h ‖ block id                          StoredHeader               a checked header whose body is kept, all its copies
+    m ‖ name                              by name                    single records: `FORMAT`, `TIP`, `BASE`, `PLACE`
+    h ‖ block id                          StoredHeader               a checked header, all its copies: of a body that is
+                                                                     kept, or of a main chain's block below the base
     b ‖ block id                          Body                       a body, executed or not
     r ‖ block id                          UTF-8 text                 why executing the block was refused
     n ‖ height                            block id                   the main chain
@@ -14,6 +15,7 @@
     p ‖ packet id ‖ height ‖ ordinal      Location                   events of a packet
     a ‖ address ‖ height ‖ ordinal        Movement                   what came to and left an account
     s ‖ state key                         the state's value          the state after the tip, trie nodes included
+    z ‖ state key                         the state's value          the same: `PLACE` tells which; the other is spare
     t ‖ commitment                        height                     through which a tensor is kept
     y ‖ height ‖ commitment               empty                      the same, in the order in which tensors expire
 
@@ -50,6 +52,7 @@ JOB_EVENT = b"j"
 PACKET_EVENT = b"p"
 MOVEMENT = b"a"
 STATE = b"s"
+STATE_TOO = b"z"
 TENSOR_UNTIL = b"t"
 TENSOR_EXPIRY = b"y"
 
@@ -57,6 +60,10 @@ FORMAT = META + b"format"
 """→ FORMAT_VERSION in decimal digits."""
 TIP = META + b"tip"
 """→ Tip."""
+BASE = META + b"base"
+"""→ Tip: the block whose state was fetched, not computed; nothing at or below it can be undone. Absent: genesis."""
+PLACE = META + b"place"
+"""→ the prefix of the state after the tip, `STATE` where absent. What stands under the other is of no value."""
 
 _HASH, _ADDRESS, _HEIGHT, _ORDINAL = 32, 20, 8, 4
 

@@ -229,17 +229,18 @@ class _MemoryScan(Iterator[Pair]):
 
 
 class StoreState:
-    """The state after the tip: a `consensus.state.StateReader` over the store's part of it."""
+    """A state in the store, under the prefix `place`: a `consensus.state.StateReader`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, place: bytes = schema.STATE) -> None:
         self._store = store
+        self._place = place
 
     def get(self, key: bytes) -> bytes | None:
-        return self._store.get(schema.STATE + key)
+        return self._store.get(self._place + key)
 
     def scan(self, prefix: bytes) -> Iterator[Pair]:
-        for key, value in self._store.scan(schema.STATE + prefix):
-            yield key[len(schema.STATE) :], value
+        for key, value in self._store.scan(self._place + prefix):
+            yield key[len(self._place) :], value
 
 
 class _Span(NamedTuple):

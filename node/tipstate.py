@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from sortedcontainers import SortedDict
 
-from consensus.state import BOND_RETURNS, CLOSINGS, DEADLINES, QUEUE, WORKERS
-from node import schema
+from consensus.state import BOND_RETURNS, CLOSINGS, DEADLINES, QUEUE, WORKERS, Changes
 from node.store import Store, StoreState
 
 _WALKED = tuple(table.prefix for table in (BOND_RETURNS, CLOSINGS, DEADLINES, QUEUE, WORKERS))
@@ -21,10 +20,15 @@ _AFTER = b"\xff" * 64
 
 
 class TipState:
-    """A consensus `StateReader`. Not thread-safe: `Chain` reads and commits under one lock."""
+    """A consensus `StateReader`. Not thread-safe: `Chain` reads and commits under one lock.
 
-    def __init__(self, store: Store) -> None:
-        self._stored = StoreState(store)
+    Attributes:
+        place: the prefix of its keys in the store.
+    """
+
+    def __init__(self, store: Store, place: bytes) -> None:
+        self.place = place
+        self._stored = StoreState(store, place)
         self._walked: SortedDict = SortedDict()
         for prefix in _WALKED:
             self._walked.update(self._stored.scan(prefix))
@@ -40,11 +44,15 @@ class TipState:
         keys = self._walked.irange(prefix, prefix + _AFTER)
         return ((key, self._walked[key]) for key in keys)
 
+    def keyed(self, changes: Changes) -> Changes:
+        """Changes of the state as changes of the store."""
+        return {self.place + key: value for key, value in changes.items()}
+
     def committed(self, batch: Mapping[bytes, bytes | None]) -> None:
         """Follow a batch that was written to the store."""
         for stored_key, value in batch.items():
-            key = stored_key[len(schema.STATE) :]
-            if not stored_key.startswith(schema.STATE) or not key.startswith(_WALKED):
+            key = stored_key[len(self.place) :]
+            if not stored_key.startswith(self.place) or not key.startswith(_WALKED):
                 continue
             if value is None:
                 self._walked.pop(key, None)
