@@ -6,7 +6,7 @@ What they do is in `wallet.client` and `wallet.demorun`, imported when one of th
 from __future__ import annotations
 
 import asyncio
-import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -355,9 +355,13 @@ def _local_devnet() -> _Devnet | None:
 
 def _check_output(output: Path) -> None:
     """Before anything is paid: the product must have somewhere to go."""
-    if not os.access(output.parent, os.W_OK) or output.is_dir():
-        message = f"cannot write {output}"
-        raise CliError("file-not-written", message, "name a file in a directory that you can write to", ExitCode.USAGE)
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        message = f"cannot write {output}: {error.strerror}"
+        fix = "name a file in a directory that you can write to"
+        raise CliError("file-not-written", message, fix, ExitCode.USAGE) from error
 
 
 def _described(offer: Offer) -> str:

@@ -120,7 +120,8 @@ class Client:
         price: grains per 2²⁰ multiplications (None: what half of the able slots work for). packets: about how many
         (None: one for each slot, if the product is large enough). expiry_blocks: how long the offer stands (None: half
         of the longest). memory_bound: bytes of the largest packet, operands and product, at most 32 MiB (None: what
-        half of the slots have). attempts: how often packets that nobody answered are offered.
+        half of the slots have). attempts: how often packets that nobody answered are offered; each may cost its escrow
+        if the node is wrong about the one before.
         Raises `WalletError`: matrix-invalid, shape-mismatch, sum-too-large, insufficient-balance, no-worker, …
         """
         offer = await self.offer(

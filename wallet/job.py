@@ -136,9 +136,11 @@ class Job:
         await self._upload(part.payload for part in offer.parts)
         async with self._purse.sending:
             bodies = await self._purse.prepare([part.payload for part in offer.parts], "the job")
-            sent = await self._purse.send(key, bodies)
-        for one, part in zip(sent, offer.parts, strict=True):
-            self.adopt(Group(one, part.packets))
+            sent = self._purse.sign(key, bodies)
+            # Before they leave: if this is interrupted, `refresh` finds out what has arrived and sends the rest.
+            for one, part in zip(sent, offer.parts, strict=True):
+                self.adopt(Group(one, part.packets))
+            await self._purse.send(sent)
 
     # ------------------------------------------------------------------ following
 
@@ -198,7 +200,7 @@ class Job:
         called again, here or, through `Client.attach`, elsewhere.
         """
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with asyncio.timeout(timeout_seconds) as limit:
                 if len(self._products) < len(self.slices.packets):
                     async with aclosing(self.progress()) as changes:
                         async for now in changes:
@@ -206,6 +208,8 @@ class Job:
                                 on_progress(now)
                 return await self._checked_product()
         except TimeoutError:
+            if not limit.expired():
+                raise
             now = self.snapshot()
             message = f"after {timeout_seconds:g} s, {now.verified} of {now.packets} packets are answered"
             fix = f"wait longer; the job goes on: tilework job result {','.join(self.ids)} X.npy W.npy -o C.npy"
@@ -329,12 +333,9 @@ class Job:
             raise await self._unanswered(packets, view)
         self._attempts_left -= 1
         payload = next(group.payload for group in self._groups if group.id == view.job)
-        blocks = (
-            view.expiry - view.opened_at if view.opened_at is not None else self._purse.network.params.max_life // 2
-        )
-        info = await self._gateway.info()
-        offer = make_offer(self._purse.network.params, self.slices, payload.price, blocks, info.height, packets)
-        await self.place(offer)
+        params, info = self._purse.network.params, await self._gateway.info()
+        blocks = params.max_life // 2 if view.opened_at is None else view.expiry - view.opened_at
+        await self.place(make_offer(params, self.slices, payload.price, blocks, info.height, packets))
 
     async def _unanswered(self, packets: Sequence[int], view: JobView) -> WalletError:
         position, group = next(
@@ -382,7 +383,9 @@ async def cancel(purse: Purse, key: SigningKey, ids: Sequence[str]) -> list[str]
         raise WalletError("not-open", "no part of the job is open", fix)
     async with purse.sending:
         bodies = await purse.prepare(payloads, "the cancellation")
-        return [sent.txid.hex() for sent in await purse.send(key, bodies)]
+        sent = purse.sign(key, bodies)
+        await purse.send(sent)
+    return [one.txid.hex() for one in sent]
 
 
 def require_key(key: SigningKey | None) -> SigningKey:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from consensus.crypto import address_of
 from consensus.transaction import Payload, Transaction, TxBody
-from wallet.amounts import format_tile
 from wallet.errors import ExitCode, WalletError
 from wallet.gateway import Gateway
 from wallet.keys import SigningKey
@@ -25,7 +24,7 @@ _POOL_ATTEMPTS = 60
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A transaction that a node has taken."""
+    """A signed transaction on its way."""
 
     txid: bytes
     transaction: Transaction
@@ -60,22 +59,22 @@ class Purse:
         check_balance(account.balance, needed, what)
         return bodies
 
-    async def send(self, key: SigningKey, bodies: Sequence[TxBody]) -> list[Sent]:
-        """Sign and send in order. Raises `WalletError`, which names what was (or may be) sent if not all was."""
-        sent: list[Sent] = []
-        for body in bodies:
-            one = Sent(body.txid(self.network.genesis_hash), sign(self.network, key, body))
+    def sign(self, key: SigningKey, bodies: Sequence[TxBody]) -> list[Sent]:
+        """The transactions as they will be sent: their ids are known before anybody has seen them."""
+        return [Sent(body.txid(self.network.genesis_hash), sign(self.network, key, body)) for body in bodies]
+
+    async def send(self, transactions: Sequence[Sent]) -> None:
+        """Send in order. Raises `WalletError`, which names what was (or may have been) sent if not all were."""
+        for count, one in enumerate(transactions):
             try:
                 await self._deliver(one)
             except WalletError as error:
-                known = [other.txid.hex() for other in sent]
+                known = [before.txid.hex() for before in transactions[:count]]
                 known += [f"maybe {one.txid.hex()}"] * isinstance(error, NetworkError)
                 if not known:
                     raise
                 message = f"{error.message}; sent until then: {', '.join(known)}"
                 raise WalletError(error.code, message, error.fix, error.exit_code) from error
-            sent.append(one)
-        return sent
 
     async def resend(self, sent: Sent) -> None:
         """Send again what a node has forgotten. Raises `RpcError` if it is refused now."""
@@ -95,10 +94,3 @@ class Purse:
             f"the account still has too many pending transactions after {_POOL_ATTEMPTS * _POOL_PAUSE_SECONDS:g} s"
         )
         raise WalletError("too-many-pending", message, "wait until blocks have taken them", ExitCode.TIMEOUT)
-
-
-def describe_cost(bodies: Sequence[TxBody], network: Network) -> str:
-    """What transactions move and may cost, in words."""
-    amount = sum(moved(network.params, body.payload) for body in bodies)
-    fees = sum(max_fee(body) for body in bodies)
-    return f"{format_tile(amount)} TILE, and up to {format_tile(fees)} TILE in fees"

@@ -82,7 +82,8 @@ def running_node(
     thread = threading.Thread(target=asyncio.run, args=(serve(),), name="node")
     thread.start()
     try:
-        assert started.wait(60), "the node did not start"
+        while not started.wait(0.1):
+            assert thread.is_alive(), "the node did not start"
         yield found[0]
     finally:
         if found:
