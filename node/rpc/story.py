@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import UnionType
 from typing import Literal, TypeVar
 
 from consensus import events, jobs
@@ -247,20 +248,20 @@ def _verdict(record: JobRecord, identity: bytes, text: Text) -> str:
     if not record.events:
         return "Nobody is paid yet: the job's transaction waits for a block."
     dropped = _last(own, events.Dropped)
-    closing = _last(record.events, events.Closed)
-    reason = _withdrawal(record, closing)
     if dropped is not None:
-        return f"Nobody was paid: {reason} while {text(dropped[1].worker)} still held it.{before}"
-    return f"Nobody was paid: {reason} while nobody held it.{before}"
+        holder = text(dropped[1].worker)
+        return f"Nobody was paid: {_end(record, events.Completed)} while {holder} still held it.{before}"
+    return f"Nobody was paid: {_end(record, events.Completed | events.Cancelled)} while nobody held it.{before}"
 
 
-def _withdrawal(record: JobRecord, closing: tuple[int, events.Closed] | None) -> str:
-    """Why a packet without an answer will get none."""
-    completion, cancelled = _last(record.events, events.Completed), _last(record.events, events.Cancelled)
-    if completion is not None:
-        return f"the job had the {record.payload.threshold} results that it needs at height {completion[0]}"
-    if cancelled is not None:
-        return f"its owner cancelled the job at height {cancelled[0]}"
+def _end(record: JobRecord, kinds: UnionType | type[Event]) -> str:
+    """What ended the wait for a packet without an answer: the first event of `kinds`, else the job's expiry."""
+    for height, event in record.events:
+        if isinstance(event, kinds):
+            if isinstance(event, events.Cancelled):
+                return f"its owner cancelled the job at height {height}"
+            return f"the job had the {record.payload.threshold} results that it needs at height {height}"
+    closing = _last(record.events, events.Closed)
     if closing is not None:
         return f"the job expired at height {closing[0]}"
     return f"the job expires at height {record.payload.expiry}, too soon for another window,"

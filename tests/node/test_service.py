@@ -19,7 +19,7 @@ from consensus.codec import encode
 from consensus.params import TILE, Allocation
 from consensus.transaction import Output, Transfer, TxBody
 from consensus.validation import intrinsic_gas
-from node import genesis
+from node import genesis, service
 from node.chain import Chain
 from node.config import Config, Limits, Mining, P2p, Rpc
 from node.service import Node, StartError
@@ -163,13 +163,20 @@ def test_two_nodes_find_each_other_and_agree(tmp_path: Path, rules: Path) -> Non
     scenario(body)
 
 
-def test_a_node_whose_peers_are_away_is_not_ready(tmp_path: Path, rules: Path, free_port: int) -> None:
+def test_a_node_whose_peers_are_away_is_not_ready_and_mines_in_the_end(
+    tmp_path: Path, rules: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "CATCH_UP_SECONDS", 0.5)
+
     async def body() -> None:
         node = Node(config_of(tmp_path / "n", rules, mine=True, peers=(f"127.0.0.1:{free_port}",)))
         async with node.running():
             assert node.ready().reason == "no peer is connected"
             assert (await probe(node, "/ready"))[0] == 503
             assert (await probe(node, "/health"))[0] == 200
+            assert node.chain.tip.height == 0
+            await until(lambda: node.chain.tip.height > 0)
+            assert not node.ready().ok
 
     scenario(body)
 

@@ -108,6 +108,22 @@ def test_a_cancelled_job_and_a_packet_that_was_never_dealt() -> None:
     assert "cancelled the job" in verdict(world, bought.packets[0], job=bought.id.hex())
 
 
+def test_a_cancelled_job_that_completes_all_the_same() -> None:
+    """Each packet without an answer names what ended its own wait."""
+    world = with_workers(DAVE, ERIN)
+    bought = small_job(world, ALICE, packets=3, threshold=1)
+    world.mine([bought.transaction])
+    waiting = next(identity for identity in bought.packets if world.builder.holder(identity) is None)
+    first, second = world.builder.held(bought)
+    world.mine([world.builder.cancel(ALICE, bought)])
+    world.mine(results=[world.builder.result(first)])
+    world.mine(count=world.builder.params.grace)
+    job_id = bought.id.hex()
+    assert "its owner cancelled the job" in verdict(world, waiting, job=job_id)
+    assert "the job had the 1 results that it needs" in verdict(world, second)
+    assert "still held it" in verdict(world, second)
+
+
 def test_an_expired_job_returns_its_escrow() -> None:
     world = World()
     life = world.builder.params.window + 2
