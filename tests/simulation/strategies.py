@@ -1,0 +1,186 @@
+"""What an adversary may try: each a `Strategy` that departs from the honest one in one way (docs/economics.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from consensus.params import TILE
+from consensus.state import Packet
+from consensus.transaction import Result, Transaction
+from tests.builders import Job
+from tests.simulation.economy import MARKET_PRICE, OWNER, SPARES, Economy, Setting, Strategy, asking_price
+
+
+class SelfDealing(Strategy):
+    """Post jobs of zeros to oneself, and run the lottery on whichever of them one is dealt.
+
+    With `exclusive`, the price is so low that nobody else is able: every packet comes back to its owner. Else anyone
+    may be dealt them, at the market's price. Packets are kept as long as the window allows, to mine on.
+    """
+
+    def __init__(self, exclusive: bool, ticket_advantage: float = 1.0, every: int = 4) -> None:
+        self.exclusive = exclusive
+        self.ticket_advantage = ticket_advantage
+        self.every = every
+        self._turn = 0
+
+    def transactions(self, economy: Economy) -> list[Transaction]:
+        self._turn += 1
+        if self._turn % self.every != 1 % self.every:
+            return []
+        price = 1 if self.exclusive else MARKET_PRICE
+        return [economy.job(OWNER, 2, 2, price, zero=True).transaction]
+
+    def answers_now(self, economy: Economy, identity: bytes, packet: Packet) -> bool:
+        last = packet.dealt_at + economy.chain.params.window
+        return not economy.is_owners(packet) or economy.chain.height + 1 == last
+
+    def unit(self, economy: Economy) -> bytes | None:
+        mine = [i for i, p in economy.held() if p.worker in economy.owned and economy.is_owners(p)]
+        return min(mine) if mine else None
+
+
+class Withholding(Strategy):
+    """Never answer; with `persistent`, pay each fine back into the bond, so as to be dealt the next packet too."""
+
+    def __init__(self, persistent: bool) -> None:
+        self.persistent = persistent
+
+    def transactions(self, economy: Economy) -> list[Transaction]:
+        if not self.persistent:
+            return []
+        chain, bond = economy.chain, economy.chain.params.slot_bond
+        short = [key for key in economy.mine if chain.worker(key).bond < bond]
+        return [chain.register(key, bond=bond - chain.worker(key).bond) for key in short]
+
+    def answers_now(self, economy: Economy, identity: bytes, packet: Packet) -> bool:
+        return False
+
+
+class Delaying(Strategy):
+    """Answer in the last block of the window: no fine, but the slot is taken meanwhile."""
+
+    def answers_now(self, economy: Economy, identity: bytes, packet: Packet) -> bool:
+        return economy.chain.height + 1 == packet.dealt_at + economy.chain.params.window
+
+
+class Hoarding(Withholding):
+    """Register as many further identities as there are workers, with the least bond, and never answer."""
+
+    def __init__(self) -> None:
+        super().__init__(persistent=False)
+        self._registered = False
+
+    def transactions(self, economy: Economy) -> list[Transaction]:
+        if self._registered:
+            return []
+        self._registered = True
+        return [economy.chain.register(key) for key in SPARES]
+
+
+class Purchase(Strategy):
+    """Buy products honestly: a job of `packets` every `every` blocks, all of them needed, at the market's price."""
+
+    def __init__(self, packets: int = 10, every: int = 13) -> None:
+        self.packets = packets
+        self.every = every
+        self.jobs: list[Job] = []
+        self._turn = 0
+
+    def transactions(self, economy: Economy) -> list[Transaction]:
+        self._turn += 1
+        if self._turn % self.every == 1:
+            self.jobs.append(self.offer(economy))
+            return [self.jobs[-1].transaction]
+        return self.after(economy)
+
+    def offer(self, economy: Economy) -> Job:
+        """The job to post."""
+        return economy.job(OWNER, self.packets, self.packets, MARKET_PRICE)
+
+    def after(self, economy: Economy) -> list[Transaction]:
+        """What else the owner sends."""
+        return []
+
+
+class Cancelling(Purchase):
+    """Cancel as soon as the products are in gossip; with `censor`, also keep their Results out of one's own blocks."""
+
+    def __init__(self, censor: bool) -> None:
+        super().__init__()
+        self.censor = censor
+
+    def after(self, economy: Economy) -> list[Transaction]:
+        group = economy.chain.group(self.jobs[-1])
+        return [] if group is None or group.cancelled else [economy.chain.cancel(OWNER, self.jobs[-1])]
+
+    def admitted(self, economy: Economy, results: list[Result]) -> list[Result]:
+        if not self.censor:
+            return results
+        return [r for r in results if not economy.is_owners(economy.chain.packet(r.body.packet_id))]
+
+
+class OwnFirst(Strategy):
+    """Put one's own Results first in one's blocks: in a group with spare packets the first are paid in full."""
+
+    def admitted(self, economy: Economy, results: list[Result]) -> list[Result]:
+        return sorted(results, key=lambda result: result.body.worker not in economy.owned)
+
+
+class Undercutting(Purchase):
+    """Ask for few packets of many and answer those few oneself, so that everybody else's earn a quarter.
+
+    The price is the least at which honest workers count themselves able: they reckon with the average.
+    """
+
+    def offer(self, economy: Economy) -> Job:
+        threshold = max(1, round(economy.setting.share * self.packets))
+        return economy.job(OWNER, self.packets, threshold, asking_price(self.packets, threshold))
+
+    def admitted(self, economy: Economy, results: list[Result]) -> list[Result]:
+        return sorted(results, key=lambda result: result.body.worker not in economy.owned)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A strategy, the honest one that it departs from, and the market that both meet.
+
+    Attributes:
+        margin: grains by which it loses at least, whatever the share; None for those that can win (docs/economics.md).
+        seeds: how many runs even out the luck of the dealing.
+    """
+
+    name: str
+    strategy: Callable[[], Strategy]
+    market: Setting
+    margin: int | None
+    baseline: Callable[[], Strategy] = Strategy
+    seeds: int = 1
+
+
+_MARKET = Setting(share=0)
+_QUIET = Setting(share=0, packets=0)
+_OWNER_ONLY = Setting(share=0, packets=0, works=False)
+_SPARE_PACKETS = Setting(share=0, packets=10, threshold=5, interval=4)
+
+LOSING = (
+    Case("self-dealing, zeros, nobody else able", lambda: SelfDealing(True), _QUIET, TILE // 2500),
+    Case("self-dealing, zeros, at the market's price", lambda: SelfDealing(False), _QUIET, TILE // 10),
+    Case("withholding answers", lambda: Withholding(False), _MARKET, 24 * TILE),
+    Case("withholding answers, bond refilled", lambda: Withholding(True), _MARKET, 24 * TILE),
+    Case("answering in the last block only", Delaying, _MARKET, TILE // 20, seeds=4),
+    Case("hoarding slots with 20 identities", Hoarding, _MARKET, 300 * TILE),
+    Case("cancelling once products are seen", lambda: Cancelling(False), _OWNER_ONLY, TILE // 20_000, Purchase),
+)
+LIMITS = (
+    Case("cancelling, and censoring one's own jobs", lambda: Cancelling(True), _OWNER_ONLY, None, Purchase, seeds=6),
+    Case("one's own Results first, 5 of 10 in full", OwnFirst, _SPARE_PACKETS, None, seeds=3),
+    Case("completing one's own job early", Undercutting, _QUIET, None, Purchase, seeds=12),
+)
+
+
+def cheaper_tickets(ratio: float, blocks: int) -> Case:
+    """Self-dealing where a packet's tickets come `ratio` times as fast as an idle unit's."""
+    market = Setting(share=0, packets=0, blocks=blocks)
+    return Case(f"self-dealing, tickets {ratio:g}× as fast", lambda: SelfDealing(True, ratio, every=1), market, None)

@@ -1,0 +1,144 @@
+"""Self-dealing, withholding and hoarding lose, for any share of the work (docs/economics.md, docs/protocol.md 12)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from consensus import jobs, work
+from consensus.errors import Reason
+from consensus.events import Answered, Missed
+from consensus.params import MAX_TARGET
+from consensus.transaction import macs
+from tests.builders import ALICE, DAVE, ERIN, FRANK, operand, worker_chain
+from tests.simulation.economy import MARKET_PRICE, SIDE, Economy, Strategy, advantage, asking_price, compare
+from tests.simulation.strategies import LIMITS, LOSING, Case, Purchase, SelfDealing, Withholding
+
+SHARES = (0.05, 0.25, 0.5, 0.9)
+FEE = -(-MARKET_PRICE * macs(SIDE, SIDE, SIDE) // jobs.MACS_PER_PRICE)
+CENSORING, OWN_FIRST, UNDERCUTTING = LIMITS
+
+
+def gain(case: Case, share: float, blocks: int = 30, seeds: int | None = None) -> int:
+    """Grains that the case's strategy gains over the honest one."""
+    setting = replace(case.market, share=share, blocks=blocks)
+    return advantage(setting, case.strategy, case.baseline, seeds or case.seeds)
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("case", LOSING, ids=lambda case: case.name)
+def test_honest_work_wins(case: Case, share: float) -> None:
+    assert case.margin is not None
+    assert gain(case, share) <= -case.margin
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_self_dealing_costs_its_gas_and_a_tenth_and_mints_nothing(exclusive: bool, share: float) -> None:
+    """Exactly: same luck, same subsidy; gone are the gas, the burned tenth, and what others were paid."""
+    setting = replace(LOSING[0].market, share=share)
+    economy = Economy(setting, SelfDealing(exclusive))
+    played, honest = economy.run(), Economy(setting, Strategy()).run()
+    paid = [event for event in played.events if isinstance(event, Answered)]
+    assert played.blocks_mined == honest.blocks_mined
+    assert len(paid) >= 3
+    assert share < 0.25 or any(event.won for event in paid)
+    burned = sum(event.burned for event in paid)
+    to_others = sum(event.fee - event.burned - event.share for event in paid if event.worker not in economy.owned)
+    shares = sum(event.share for event in paid)
+    loss = honest.grains - played.grains
+    assert 0 <= loss - (played.gas_grains + burned + to_others) <= shares
+    assert exclusive == (to_others == 0)
+
+
+def test_every_payment_burns_a_tenth_rounded_down() -> None:
+    played, _ = compare(replace(LOSING[1].market, share=0.5), SelfDealing(False), Strategy())
+    for event in played.events:
+        if isinstance(event, Answered):
+            assert event.burned == max(1, event.fee // 10)
+
+
+@pytest.mark.parametrize("target", [1, 2**200 + 12345, MAX_TARGET])
+@pytest.mark.parametrize("k", [64, 1024, 4096])
+def test_a_tickets_chance_is_proportional_to_its_cost(target: int, k: int) -> None:
+    """⌈target·k / 1024⌉ of the 2²⁵⁶ tickets win, and a tile costs 64·64·k multiplications: no k is favoured."""
+    winners = -(-target * k // 1024)
+    assert work.wins((winners - 1).to_bytes(32, "big"), target, k)
+    if winners < 2**256:
+        assert not work.wins(winners.to_bytes(32, "big"), target, k)
+
+
+def test_idle_and_paid_blocks_mint_and_weigh_the_same() -> None:
+    """Neither the subsidy nor the fork choice looks at the unit: the fee alone pays for useful work."""
+    chain = worker_chain([DAVE])
+    job = chain.job(ALICE, operand(64, 64), operand(64, 64, 1))
+    chain.mine([job.transaction])
+    idle = chain.check(chain.candidate(miner=DAVE))
+    paid = chain.check(chain.candidate(packet=job.packets[0]))
+    (answer,) = (event for event in paid.transition.events if isinstance(event, Answered))
+    assert answer.won
+    assert paid.transition.reward - answer.share == idle.transition.reward == chain.params.initial_subsidy
+    assert paid.total_work == idle.total_work
+
+
+def test_a_product_copied_from_gossip_is_worth_nothing() -> None:
+    """Neither as a Result, nor as a block's unit, nor for a packet of the same job that the thief holds himself."""
+    chain = worker_chain([DAVE, ERIN, FRANK])
+    job = chain.job(ALICE, operand(128, 64), operand(64, 64, 1), rows=64)
+    chain.mine([job.transaction])
+    seen, own = job.packets
+    thief = chain.holder(own)
+    assert thief is not None
+    copied = chain.product(seen).commitment
+    chain.reject(Reason.NOT_ASSIGNEE, results=[chain.result(seen, thief, copied)])
+    chain.reject(Reason.NOT_ASSIGNEE, packet=seen, miner=thief)
+    chain.reject(Reason.WRONG_PRODUCT, results=[chain.result(own, thief, copied)])
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_each_packet_withheld_burns_a_quarter_of_a_slots_bond(share: float) -> None:
+    """More than any saved work: even if honest work cost all that it is paid, withholding would lose the fines."""
+    setting = replace(LOSING[2].market, share=share)
+    economy = Economy(setting, Withholding(True))
+    played, honest = economy.run(), Economy(setting, Strategy()).run()
+    misses = [event for event in played.events if isinstance(event, Missed)]
+    fines = len(misses) * economy.chain.params.slot_bond // 4
+    assert misses
+    assert fines == sum(event.burned for event in misses)
+    pay = sum(e.fee - e.burned for e in honest.events if isinstance(e, Answered))
+    assert played.grains - honest.grains <= -fines
+    assert fines > 2 * pay, "all the fees of the market, and again"
+
+
+# --- limits: what a strategy can gain, and no more (docs/economics.md)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.5])
+def test_censoring_ones_own_jobs_loses_without_a_majority(share: float) -> None:
+    assert gain(CENSORING, share, blocks=40) < 0
+
+
+def test_censoring_pays_only_with_all_blocks_of_a_window() -> None:
+    """share¹⁰ is the chance that nobody else mines for a window; 2 % of the fee is lost where somebody does."""
+    share, window = 0.64, 10
+    assert share**window * (1 - share**window) < 0.02 * share < 0.7**window
+    assert gain(CENSORING, 0.9, blocks=40, seeds=2) < 4 * 10 * FEE, "never more than the fees of the jobs"
+
+
+@pytest.mark.parametrize("share", [0.25, 0.9])
+def test_ones_own_results_first_gain_less_than_the_surplus(share: float) -> None:
+    """The miner orders the Results, and the first are paid in full: three quarters of a fee for each surplus packet."""
+    market = OWN_FIRST.market
+    fee = FEE * asking_price(market.packets, market.threshold) // MARKET_PRICE
+    posted, surplus = 30 // market.interval + 1, market.packets - market.threshold
+    assert gain(OWN_FIRST, share, seeds=1) <= posted * surplus * fee * 3 // 4
+
+
+@pytest.mark.parametrize("share", [0.25, 0.9])
+def test_completing_ones_own_job_early_saves_less_than_half_of_its_price(share: float) -> None:
+    posted = Economy(replace(UNDERCUTTING.market, share=share, blocks=40), Purchase())
+    posted.run()
+    strategy = posted.strategy
+    assert isinstance(strategy, Purchase)
+    assert gain(UNDERCUTTING, share, blocks=40, seeds=3) < len(strategy.jobs) * strategy.packets * FEE // 2
