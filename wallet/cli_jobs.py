@@ -279,7 +279,7 @@ def cancel(
 @click.option(
     "--packets", type=click.IntRange(1, 60), default=16, show_default=True, help="About how many packets a layer."
 )
-@click.option("--price", type=click.IntRange(1), default=100, show_default=True, help="Grains per 2²⁰ multiplications.")
+@click.option("--price", type=click.IntRange(1), help="Grains per 2²⁰ multiplications [default: what workers ask].")
 @rpc_option
 @account_option
 @password_option
@@ -288,7 +288,7 @@ def cancel(
 def demo(
     context: click.Context,
     packets: int,
-    price: int,
+    price: int | None,
     url: str,
     account_name: str | None,
     password_file: Path | None,

@@ -69,11 +69,11 @@ class Report(Struct, frozen=True):
     failures: tuple[str, ...]
 
 
-async def run(client: Client, demo: Demo, packets: int, price: int, tell: Told) -> Report:
+async def run(client: Client, demo: Demo, packets: int, price: int | None, tell: Told) -> Report:
     """Classify the demonstration's images through jobs of at most about `packets` packets a layer.
 
-    `price`: grains per 2²⁰ multiplications. Raises `WalletError` if a product cannot be had; whatever else is wrong
-    stands in the report.
+    `price`: grains per 2²⁰ multiplications; None: what workers ask. Raises `WalletError` if a product cannot be had;
+    whatever else is wrong stands in the report.
     """
     begin = time.monotonic()
     local = asyncio.create_task(asyncio.to_thread(run_local, demo.network, demo.images))
@@ -88,7 +88,9 @@ async def run(client: Client, demo: Demo, packets: int, price: int, tell: Told) 
         jobs.append(job)
         count = len(job.slices.packets)
         tell(f"layer {len(jobs)}: {x.shape[0]}×{x.shape[1]} times {w.shape[0]}×{w.shape[1]} in {count} packets")
-        product = await job.result(on_progress=lambda now: tell(f"  {now.verified} of {now.packets} packets verified"))
+        product = await job.result(
+            on_progress=lambda now: tell(f"  {now.verified} of {count} verified, {now.held} at work")
+        )
         layers.append(_layer_report(job, time.monotonic() - started))
         return product
 

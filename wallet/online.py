@@ -251,8 +251,8 @@ async def _header_above(gateway: Gateway, network: Network, height: int, tell: T
     """The header at `height` + 1, once it is there: it must name that height, and its ticket must win its target."""
     deadline = time.monotonic() + _patience_seconds(network, 1)
     async with gateway.heads() as heads:
+        tell(f"waiting for block {height + 1}, whose header proves the state at {height}")
         while (view := await gateway.header(height + 1)) is None:
-            tell(f"waiting for block {height + 1}, whose header proves the state at {height}")
             if time.monotonic() > deadline:
                 message = f"block {height + 1}, whose header would prove the balance, has not come"
                 raise WalletError("proof-timeout", message, "see that somebody mines", ExitCode.TIMEOUT)
