@@ -6,8 +6,9 @@ a busy machine does not blur ratios of a few percent.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -58,7 +59,7 @@ def _tickets() -> list[Row]:
         b = generator.integers(-63, 64, (k, n), dtype=np.int8)
         functions["packet", (m, k, n)] = lambda a=a, b=b: work.evaluate(SEED, a, b).states  # type: ignore[misc]
         functions["idle", (m, k, n)] = lambda m=m, n=n, k=k: work.evaluate_idle(SEED, m, n, k)  # type: ignore[misc]
-    weights = {key: _weight_per_second(key[1], function) for key, function in functions.items()}
+    weights = _weights_per_second(functions)
     least = weights["idle", IDLE]
     rows = []
     for shape in SHAPES:
@@ -68,17 +69,20 @@ def _tickets() -> list[Row]:
     return rows
 
 
-def _weight_per_second(shape: tuple[int, int, int], evaluate: Callable[[], object]) -> float:
-    m, k, n = shape
-    repeat = max(1, _MACS_PER_TURN // (m * n * k))
-    evaluate()
-    taken = []
+def _weights_per_second(
+    functions: Mapping[tuple[str, tuple[int, int, int]], Callable[[], object]],
+) -> dict[tuple[str, tuple[int, int, int]], float]:
+    """Multiplications per second, to which ticket weights are proportional, of units that take turns."""
+    repeats = {key: max(1, _MACS_PER_TURN // math.prod(key[1])) for key in functions}
+    least = dict.fromkeys(functions, math.inf)
     for _ in range(_ROUNDS):
-        start = time.thread_time()
-        for _ in range(repeat):
-            evaluate()
-        taken.append(time.thread_time() - start)
-    return repeat * m * n * k / min(taken)
+        for key, function in functions.items():
+            function()  # a turn of its own to warm the cache
+            start = time.thread_time()
+            for _ in range(repeats[key]):
+                function()
+            least[key] = min(least[key], time.thread_time() - start)
+    return {key: repeats[key] * math.prod(key[1]) / taken for key, taken in least.items()}
 
 
 def _strategies() -> list[Row]:
