@@ -27,7 +27,7 @@ from consensus.transition import Transition
 from consensus.trie import CorruptTrieError
 from consensus.validation import Strips
 from node import index, schema, snapshot
-from node.headers import HeaderEntry, HeaderTree, fork_point, path
+from node.headers import HeaderEntry, HeaderTree, fork_point, locator, path
 from node.index import Location, Movement, Outcome
 from node.retention import Retention
 from node.schema import Tip
@@ -40,8 +40,6 @@ from node.verified import VerifiedProducts, VerifiedSignatures
 T = TypeVar("T")
 
 logger = logging.getLogger("tilework.chain")
-
-_LOCATOR_DENSE = 10
 
 
 @dataclass(frozen=True)
@@ -169,15 +167,7 @@ class Chain:
 
     def locator(self) -> list[bytes]:
         """Ids on the best header's chain, dense near the top and then ever sparser, down to genesis."""
-        ids: list[bytes] = []
-        step = 1
-        wanted = self.best_header.height
-        for entry in self.best_header.ancestors():
-            if entry.height == wanted or entry.height == 0:
-                ids.append(entry.id)
-                step = step * 2 if len(ids) > _LOCATOR_DENSE else 1
-                wanted -= step
-        return ids
+        return locator(self.best_header)
 
     def headers_after(self, locator: list[bytes], limit: int) -> list[Header]:
         """Main-chain headers behind the first id of `locator` that is on it, each in the copy that its child names."""
@@ -323,9 +313,14 @@ class Chain:
         with self._importing:
             self._store.write(self._retention.changes({commitment: self._tip.height + blocks}))
 
-    def stage(self) -> Staging:
-        """Begin to build a state beside the present one. One at a time: the one before is removed."""
+    def stage(self, above: HeaderEntry) -> Staging:
+        """Begin to build the state that the header `above` names. One at a time: the one before is removed.
+
+        Raises:
+            ConsensusError: REORG_TOO_DEEP: the block is not for this node.
+        """
         with self._importing:
+            self._check_depth(above)
             return Staging(self._store, snapshot.spare(self._state.place))
 
     def adopt(self, above: HeaderEntry, staged: Staging) -> Import:

@@ -14,15 +14,17 @@ from typing import Protocol
 
 from consensus.block import Block, Body, Header
 from consensus.codec import decode
-from consensus.errors import BadProof, ConsensusError, MissingTensor
-from consensus.params import MAX_BODY_BYTES, ChainParams
+from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
+from consensus.params import MAX_BODY_BYTES
 from consensus.validation import Strips
 from node.compute import Compute
-from node.fetch import Fetcher, Unavailable, WrongAnswer, together
+from node.fetch import Fetcher, Owed, Unavailable, WrongAnswer, never, together
 from node.headers import HeaderEntry, fork_point
+from node.join import JoinChain, Joiner, JoinIntake
 from node.limits import Limits
 from node.messages import BodyBytes, GetBody, GetHeaders, Headers
 from node.peer import Missing, Offence, Peer
+from node.snapshot import replay_span
 from node.sync import HeaderSync
 
 logger = logging.getLogger("tilework.network")
@@ -31,22 +33,16 @@ _EMPTY_BODY = Body()
 _EMPTY_ROOT = _EMPTY_BODY.root()
 
 
-class BlockChain(Protocol):
+class BlockChain(JoinChain, Protocol):
     """What downloading needs of the chain."""
 
-    @property
-    def params(self) -> ChainParams: ...
-    @property
-    def tip(self) -> HeaderEntry: ...
-    @property
-    def best_header(self) -> HeaderEntry: ...
     def id_at(self, height: int) -> bytes | None: ...
     def body(self, block_id: bytes) -> Body | None: ...
     def missing_tensors(self, block: Block) -> list[bytes]: ...
     def add_header(self, header: Header, strips: Strips | None = None) -> HeaderEntry: ...
 
 
-class BlockIntake(Protocol):
+class BlockIntake(JoinIntake, Protocol):
     """Where complete blocks go."""
 
     async def block(self, block: Block, strips: Strips | None = None) -> object: ...
@@ -74,6 +70,7 @@ class Downloader:
         self._fetcher = fetcher
         self._compute = compute
         self._limits = limits
+        self._joiner = Joiner(chain, intake, headers, self._holders, compute, limits)
         self._wake = asyncio.Event()
         self._withheld: dict[bytes, float] = {}
         self._forks: dict[tuple[bytes, bytes], int] = {}
@@ -86,16 +83,27 @@ class Downloader:
         """For ever: fetch and execute what the headers promise."""
         while True:
             self._wake.clear()
-            target = self._target()
-            if target is not None:
-                await self._approach(target)
-                continue
-            pause = self._limits.unavailable_retry_s if self._withheld else None
+            pause: float | None = self._limits.unavailable_retry_s
+            if not self._joiner.awaits_headers():
+                if (above := self._joiner.entrance()) is not None:
+                    if await self._joiner.join(above):
+                        continue
+                elif (target := self._target()) is not None:
+                    await self._approach(target)
+                    continue
+                elif not self._withheld:
+                    pause = None
             try:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    async def fetch_operands(self) -> None:
+        """For ever: what a snapshot's open groups need and no block brings."""
+        while True:
+            await self._joiner.fetch_operands(self._fetcher)
+            await asyncio.sleep(self._limits.operands_retry_s)
 
     # ------------------------------------------------------------------ what to fetch
 
@@ -123,11 +131,13 @@ class Downloader:
         return steps[::-1]
 
     def _holders(self, entry: HeaderEntry, target: HeaderEntry) -> list[Peer]:
-        """Peers whose own chain runs through `entry`, which is on the way to `target`."""
+        """Peers whose own chain runs through `entry`, which is on the way to `target`, and who have its body."""
         return [
             peer
             for peer, tip in list(self._headers.tips.items())
-            if tip.height >= entry.height and not peer.is_gone and self._fork_height(tip, target) >= entry.height
+            if peer.status.base < entry.height <= tip.height
+            and not peer.is_gone
+            and self._fork_height(tip, target) >= entry.height
         ]
 
     def _fork_height(self, tip: HeaderEntry, target: HeaderEntry) -> int:
@@ -169,7 +179,8 @@ class Downloader:
         try:
             body = await self._body(entry, target)
             block = Block(self._header(entry), body)
-            await self._tensors(await self._compute.run(self._chain.missing_tensors, block), entry, target)
+            missing = await self._compute.run(self._chain.missing_tensors, block)
+            await self._tensors(missing, entry, target, self._owed(entry))
         except Unavailable as error:
             return error
         return body
@@ -185,10 +196,12 @@ class Downloader:
 
         return await self._fetcher.ask(GetBody(entry.id), BodyBytes, lambda: self._holders(entry, target), accept)
 
-    async def _tensors(self, commitments: Iterable[bytes], entry: HeaderEntry, target: HeaderEntry) -> None:
-        # Who drops what is out of retention breaks no word.
-        params = self._chain.params
-        owed = self._chain.best_header.height - entry.height < params.retention - params.max_reorg
+    def _owed(self, entry: HeaderEntry) -> Owed:
+        """Of a block's own tensors: who drops what is out of its retention breaks no word."""
+        span = replay_span(self._chain.params)
+        return lambda peer: peer.status.height - entry.height < span
+
+    async def _tensors(self, commitments: Iterable[bytes], entry: HeaderEntry, target: HeaderEntry, owed: Owed) -> None:
         await together(
             self._fetcher.tensor(commitment, lambda: self._holders(entry, target), owed) for commitment in commitments
         )
@@ -201,7 +214,8 @@ class Downloader:
                 await self._intake.block(Block(header, body))
                 return
             except MissingTensor as missing:
-                await self._tensors([missing.commitment], entry, target)
+                # An operand of an older job, which a peer that joined from a snapshot need not have had yet.
+                await self._tensors([missing.commitment], entry, target, never)
             except BadProof as error:
                 self._blame_giver(header, error)
                 await self._another_copy(entry, target)
@@ -209,8 +223,9 @@ class Downloader:
                 logger.warning(
                     "block refused", extra={"height": entry.height, "block": entry.id.hex(), "why": str(error)}
                 )
-                for peer in self._holders(entry, target):
-                    peer.penalise(Offence.INVALID, error)
+                if error.reason is not Reason.REORG_TOO_DEEP:  # which is about where this node stands
+                    for peer in self._holders(entry, target):
+                        peer.penalise(Offence.INVALID, error)
                 raise _Refused(str(error)) from None
 
     def _blame_giver(self, header: Header, error: ConsensusError) -> None:
@@ -236,7 +251,7 @@ class Downloader:
             self._headers.givers[(entry.id, answer.headers[0].ticket)] = peer.key
 
         candidates = lambda: self._holders(entry, target)  # noqa: E731  (one expression, used once)
-        await self._fetcher.ask(GetHeaders((parent,), 1), Headers, candidates, accept, owed=False)
+        await self._fetcher.ask(GetHeaders((parent,), 1), Headers, candidates, accept, owed=never)
 
     def _header(self, entry: HeaderEntry) -> Header:
         if not entry.copies:

@@ -46,6 +46,20 @@ class TensorIntake(Protocol):
     async def tensor(self, tensor: Tensor, obliged: bool = False) -> object: ...
 
 
+Owed = Callable[[Peer], bool]
+"""Whether a peer that lacks the thing breaks its word."""
+
+
+def always(peer: Peer) -> bool:
+    """Who says that it has this must have it."""
+    return True
+
+
+def never(peer: Peer) -> bool:
+    """Nobody has promised this."""
+    return False
+
+
 Candidates = Callable[[], Collection[Peer]]
 """Peers that should have the thing, at the moment of asking."""
 
@@ -126,12 +140,12 @@ class Fetcher:
         candidates: Candidates,
         accept: Callable[[Peer, R], Awaitable[T]],
         passed_over: Collection[bytes] = (),
-        owed: bool = True,
+        owed: Owed = always,
     ) -> T:
         """What `accept` makes of the first good answer, the least busy peer being asked first.
 
         `accept` raises `WrongAnswer` at an answer that condemns its sender; `passed_over` are keys not to be asked;
-        `owed` says that a candidate without the thing breaks its word.
+        `owed` says whether a candidate without the thing breaks its word.
 
         Raises:
             Unavailable: all candidates were asked in vain.
@@ -146,7 +160,7 @@ class Fetcher:
             try:
                 return await accept(peer, await peer.request(message, reply))
             except Missing:
-                if owed:
+                if owed(peer):
                     peer.penalise(Offence.WITHHOLDS, type(message).__name__)
             except PeerStalled:
                 peer.penalise(Offence.STALL, type(message).__name__)
@@ -155,7 +169,9 @@ class Fetcher:
             except PeerGone:
                 continue
 
-    async def tensor(self, commitment: bytes, candidates: Candidates, owed: bool = True, obliged: bool = True) -> None:
+    async def tensor(
+        self, commitment: bytes, candidates: Candidates, owed: Owed = always, obliged: bool = True
+    ) -> None:
         """Fetch a tensor, check it and hand it to the sink; nothing happens if it is here.
 
         `owed` as in `ask`; `obliged` tells the sink that a block needs it.
@@ -175,7 +191,7 @@ class Fetcher:
             async with self.budget.take(download.spec.size):
                 await self._sink.tensor(await self._finish(download, candidates, owed), obliged)
 
-    async def _open(self, commitment: bytes, candidates: Candidates, owed: bool) -> _Download:
+    async def _open(self, commitment: bytes, candidates: Candidates, owed: Owed) -> _Download:
         """The first strips, and with them the spec that the commitment commits to."""
 
         async def accept(peer: Peer, answer: TensorStrips) -> _Download:
@@ -188,7 +204,7 @@ class Fetcher:
 
         return await self.ask(GetTensor(commitment, 0), TensorStrips, candidates, accept, owed=owed)
 
-    async def _finish(self, download: _Download, candidates: Candidates, owed: bool) -> Tensor:
+    async def _finish(self, download: _Download, candidates: Candidates, owed: Owed) -> Tensor:
         """The rest of the strips from whoever has them, then the check of the whole."""
         while True:
             await together(self._fill(download, first, candidates, owed) for first in download.missing())
@@ -199,7 +215,7 @@ class Fetcher:
                 return tensor
             download.reject(wrong)
 
-    async def _fill(self, download: _Download, first: int, candidates: Candidates, owed: bool) -> None:
+    async def _fill(self, download: _Download, first: int, candidates: Candidates, owed: Owed) -> None:
         async def accept(peer: Peer, answer: TensorStrips) -> None:
             download.put(peer, first, answer)
 

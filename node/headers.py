@@ -9,6 +9,8 @@ from consensus.block import Header, HeaderCore, Proof
 from consensus.difficulty import MEDIAN_SPAN, block_work
 from consensus.validation import ParentContext
 
+_LOCATOR_DENSE = 10
+
 
 @dataclass(eq=False, slots=True)
 class HeaderEntry:
@@ -125,6 +127,18 @@ def fork_point(a: HeaderEntry, b: HeaderEntry) -> HeaderEntry:
             assert b.parent is not None, "two trees"
             b = b.parent
     return a
+
+
+def locator(entry: HeaderEntry) -> list[bytes]:
+    """Ids of the entry and its ancestors, dense near the top and then ever sparser, down to genesis."""
+    ids: list[bytes] = []
+    step, wanted = 1, entry.height
+    for ancestor in entry.ancestors():
+        if ancestor.height == wanted or ancestor.height == 0:
+            ids.append(ancestor.id)
+            step = step * 2 if len(ids) > _LOCATOR_DENSE else 1
+            wanted -= step
+    return ids
 
 
 def path(above: HeaderEntry, entry: HeaderEntry) -> list[HeaderEntry]:

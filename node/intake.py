@@ -20,8 +20,10 @@ from consensus.transaction import Result, SubmitJob, Transaction
 from consensus.validation import Strips
 from node.chain import Chain, Import
 from node.compute import Compute
+from node.headers import HeaderEntry
 from node.mempool import EXPIRY_BLOCKS, Mempool, PoolError
 from node.results import ResultPool, WaitingRoom
+from node.snapshot import Staging
 from node.store import StorageError
 
 T = TypeVar("T")
@@ -111,6 +113,10 @@ class Intake:
     async def block(self, block: Block, strips: Strips | None = None) -> Import:
         """Import a block; see `Chain.add_block`. An import that has begun is finished even if the caller goes away."""
         return await asyncio.shield(self._spawn(self._block(block, strips)))
+
+    async def adopt(self, above: HeaderEntry, staged: Staging) -> None:
+        """Go on from a fetched state; see `Chain.adopt`. Observers hear of it with the next block."""
+        await asyncio.shield(self._spawn(self._adopt(above, staged)))
 
     async def tensor(self, tensor: Tensor, obliged: bool = False) -> None:
         """Keep a tensor, durably, until a block claims it or some blocks have passed.
@@ -222,6 +228,17 @@ class Intake:
         if change.disconnected:
             self.results.on_reorganisation(result for old in change.disconnected for result in old.body.results)
         return change, [commitment for new in blocks for commitment in validation.obliged_tensors(new)]
+
+    async def _adopt(self, above: HeaderEntry, staged: Staging) -> None:
+        async with self._importing:
+            await self._run(self._jump, above, staged)
+            self._uploads.expire(self.chain.tip.height)
+
+    def _jump(self, above: HeaderEntry, staged: Staging) -> None:
+        gone = self.chain.adopt(above, staged).disconnected
+        self.pool.on_jump()
+        self.pool.on_import((), [(tx, tx.body.txid(self.chain.genesis_hash)) for tx in _transactions(reversed(gone))])
+        self.results.on_reorganisation(result for old in gone for result in old.body.results)
 
     def _keep(self, tensor: Tensor) -> None:
         # The end of its time is written before the tensor: a crash between the two leaves nothing behind for ever.

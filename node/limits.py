@@ -29,6 +29,10 @@ MAX_ADDRESSES = 64
 """Addresses in one reply."""
 
 
+MAX_STATE_BYTES = 1 << 20
+"""Records of a state in one reply, envelopes included."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds on one node's network."""
@@ -88,6 +92,13 @@ class Limits:
     early_retry_s: float = 1.0
     unavailable_retry_s: float = 1.0
     """Pause before asking everybody again for what nobody had."""
+
+    state_page_bytes: int = MAX_STATE_BYTES
+    """Records in each answer but the last: sent so, and expected so, lest a state comes drop by drop."""
+    max_state_bytes: int = 8 << 30
+    """Largest state that is fetched: its root, which tells a false one, is known only at its end."""
+    operands_retry_s: float = 10.0
+    """Pause before looking again for operands that a snapshot's open groups still lack."""
 
     gossip_interval_s: float = 0.05
     max_known: int = 4096

@@ -187,6 +187,14 @@ class Mempool:
                 continue  # used again on the new branch, or no longer affordable
         self._expire()
 
+    def on_jump(self) -> None:
+        """Follow the chain over blocks that nobody has seen: any account may have changed."""
+        with self._lock:
+            addresses = list(self._accounts)
+        for address in addresses:
+            self._refresh(address)
+        self._expire()
+
     # ------------------------------------------------------------------ rules
 
     def _check(self, tx: Transaction, address: bytes, account: Account, base_fee: int, cost: int) -> None:

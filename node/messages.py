@@ -28,6 +28,7 @@ from node.limits import (
     MAX_LOCATOR,
     MAX_MESSAGE_BYTES,
     MAX_REQUESTED,
+    MAX_STATE_BYTES,
     MAX_STRIP_BYTES,
 )
 
@@ -45,6 +46,7 @@ Host = Annotated[str, Meta(min_length=2, max_length=45)]
 Locator = Annotated[tuple[Hash, ...], Meta(min_length=1, max_length=MAX_LOCATOR)]
 Ids = Annotated[tuple[Hash, ...], Meta(min_length=1, max_length=MAX_ANNOUNCED)]
 FewIds = Annotated[tuple[Hash, ...], Meta(min_length=1, max_length=MAX_REQUESTED)]
+StateKey = Annotated[bytes, Meta(max_length=128)]
 Path = Annotated[tuple[Hash, ...], Meta(max_length=MAX_DIMENSION // TILE_SIDE)]
 
 
@@ -111,11 +113,15 @@ class Pong(Value, frozen=True):
 
 
 class Status(Value, frozen=True):
-    """The sender's executed tip. Ends the handshake, and is sent again when the tip has moved."""
+    """The sender's executed tip. Ends the handshake, and is sent again when the tip has moved.
+
+    `base` is the height of the snapshot that it joined from, 0 for none: it has no bodies at or below it.
+    """
 
     height: U63
     tip: Hash
     total_work: Work
+    base: U63 = 0
 
     @property
     def work(self) -> int:
@@ -222,6 +228,20 @@ class TensorStrips(Value, frozen=True):
     strips: Annotated[tuple[Strip, ...], Meta(min_length=1, max_length=MAX_DIMENSION // TILE_SIDE)]
 
 
+class GetState(Value, frozen=True):
+    """Records of the state after a checkpoint's block, in key order from `start` on."""
+
+    id: Hash
+    start: StateKey
+
+
+class State(Value, frozen=True):
+    """An encoded `node.checkpoints.Page`: decoding it is no work for an event loop. `more`: others follow."""
+
+    records: Annotated[bytes, Meta(max_length=MAX_STATE_BYTES)]
+    more: bool
+
+
 class GetPeers(Value, frozen=True):
     """Addresses of other nodes."""
 
@@ -246,7 +266,7 @@ class NotFound(Value, frozen=True):
 Message: TypeAlias = (
     Welcome | Hello | Goodbye | Ping | Pong | Status
     | GetHeaders | Headers | GetHeaderCopy | HeaderCopy | GetStrips | HeaderStrips | GetBody | BodyBytes | NewBlock
-    | Announce | GetItems | Items | GetTensor | TensorStrips | GetPeers | Peers | NotFound
+    | Announce | GetItems | Items | GetTensor | TensorStrips | GetState | State | GetPeers | Peers | NotFound
 )  # fmt: skip
 
 
@@ -307,6 +327,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration(0x23, Items, _LARGEST, Role.REPLY),
     Declaration(0x30, GetTensor, 64, Role.REQUEST, TensorStrips, per_s=1000, burst=10_000),
     Declaration(0x31, TensorStrips, _LARGEST, Role.REPLY),
+    Declaration(0x32, GetState, 256, Role.REQUEST, State, per_s=20, burst=40),
+    Declaration(0x33, State, _LARGEST, Role.REPLY),
     Declaration(0x40, GetPeers, 16, Role.REQUEST, Peers, per_s=0.1, burst=5),
     Declaration(0x41, Peers, 16 << 10, Role.REPLY),
     Declaration(0x7F, NotFound, 16, Role.REPLY),

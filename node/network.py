@@ -35,6 +35,7 @@ from node.messages import (
     GetHeaders,
     GetItems,
     GetPeers,
+    GetState,
     GetStrips,
     GetTensor,
     Leave,
@@ -132,7 +133,7 @@ class Network:
         self._stopping = False
         self._listening: Address | None = None
         self.book = Book(config.allow_private, rng, limits)
-        self._server = Server(chain, compute)
+        self._server = Server(chain, compute, limits.state_page_bytes)
         self._headers = HeaderSync(chain, compute, limits, self._headers_arrived)
         blocks = Fetcher(chain.tensors, intake, compute, limits.download_bytes, rng)
         self._downloader = Downloader(chain, intake, self._headers, blocks, compute, limits)
@@ -160,6 +161,7 @@ class Network:
         for service in (
             self._headers.retry_early,
             self._downloader.run,
+            self._downloader.fetch_operands,
             self._gossip.announce,
             self._tell_status,
             self._dial_book,
@@ -461,6 +463,7 @@ class Network:
                 GetStrips: self._server.strips,
                 GetBody: self._server.body,
                 GetTensor: self._server.tensor,
+                GetState: self._server.state,
                 GetItems: self._serve_items,
                 GetPeers: self._serve_peers,
             },

@@ -12,6 +12,7 @@ from consensus.block import Body, Header
 from consensus.codec import encode
 from consensus.tensor import TensorSpec
 from consensus.validation import Strips
+from node.checkpoints import CheckpointChain, Checkpoints
 from node.compute import Compute
 from node.headers import HeaderEntry
 from node.messages import (
@@ -19,6 +20,7 @@ from node.messages import (
     GetBody,
     GetHeaderCopy,
     GetHeaders,
+    GetState,
     GetStrips,
     GetTensor,
     HeaderCopy,
@@ -26,6 +28,7 @@ from node.messages import (
     HeaderStrips,
     Message,
     NotFound,
+    State,
     Status,
     Strip,
     TensorStrips,
@@ -41,7 +44,7 @@ class ServedTensors(Protocol):
     def strip(self, commitment: bytes, index: int) -> tuple[bytes, tuple[bytes, ...]] | None: ...
 
 
-class ServedChain(Protocol):
+class ServedChain(CheckpointChain, Protocol):
     """What is given away."""
 
     @property
@@ -57,14 +60,15 @@ class ServedChain(Protocol):
 class Server:
     """Serves one node's data."""
 
-    def __init__(self, chain: ServedChain, compute: Compute) -> None:
+    def __init__(self, chain: ServedChain, compute: Compute, state_page_bytes: int) -> None:
         self._chain = chain
         self._compute = compute
+        self._checkpoints = Checkpoints(chain, state_page_bytes)
 
     def status(self) -> Status:
         """Where this node stands."""
         tip = self._chain.tip
-        return Status(tip.height, tip.id, tip.total_work.to_bytes(32))
+        return Status(tip.height, tip.id, tip.total_work.to_bytes(32), self._chain.base.height)
 
     async def headers(self, peer: Peer, request: GetHeaders) -> Message:
         """Main-chain headers after the locator."""
@@ -89,6 +93,11 @@ class Server:
     async def tensor(self, peer: Peer, request: GetTensor) -> Message:
         """Some strips of a tensor."""
         return await self._compute.run(self._strips, request)
+
+    async def state(self, peer: Peer, request: GetState) -> Message:
+        """Some records of a checkpoint's state."""
+        page = await self._compute.run(self._checkpoints.page, request.id, request.start)
+        return State(*page) if page is not None else NotFound()
 
     def _body(self, block_id: bytes) -> bytes | None:
         body = self._chain.body(block_id)

@@ -78,6 +78,11 @@ class HeaderSync:
         self.tips: dict[Peer, HeaderEntry] = {}
         self.givers: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
 
+    @property
+    def followed(self) -> list[Peer]:
+        """All peers."""
+        return list(self._news)
+
     def note_status(self, peer: Peer, status: Status) -> None:
         """A peer tells where it stands."""
         peer.status = status
@@ -150,7 +155,7 @@ class HeaderSync:
             async with self._turns[peer.inbound]:
                 await self._synchronise(peer)
         elif entry is not None:
-            peer.status = Status(entry.height, entry.id, entry.total_work.to_bytes(32))
+            peer.status = Status(entry.height, entry.id, entry.total_work.to_bytes(32), peer.status.base)
 
     async def _synchronise(self, peer: Peer) -> None:
         """All headers that the peer has and we have not; afterwards its claim must have come true."""
