@@ -131,6 +131,7 @@ class Network:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sessions: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._base = chain.base
         self._listening: Address | None = None
         self.book = Book(config.allow_private, rng, limits)
         self._server = Server(chain, compute, limits.state_page_bytes)
@@ -210,10 +211,13 @@ class Network:
         """Tell the peers, unless many more blocks are about to follow."""
         self._downloader.wake()
         self._gossip.new_tip()
-        tip = self._chain.tip
+        tip, status = self._chain.tip, self._server.status()
+        if self._chain.base is not self._base:  # before anybody asks for bodies that are not here
+            self._base = self._chain.base
+            for peer in self._present():
+                peer.send(status)
         if tip.total_work < self._chain.best_header.total_work:
             return
-        status = self._server.status()
         for peer in self._present():
             if peer.note_known(tip.id):
                 told = peer.send(NewBlock(change.connected[-1].block.header))
