@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from threading import Lock
 
 from consensus.work.unit import Interrupted
@@ -34,9 +35,18 @@ def share(
     if not helpers:
         work(numbers())
         return given
-    with ThreadPoolExecutor(helpers) as pool:
-        shares = [pool.submit(work, numbers()) for _ in range(helpers)]
+    shares = [_pool(helpers).submit(work, numbers()) for _ in range(helpers)]
+    try:
         work(numbers())
+    finally:
+        # A share that no thread was free to begin has nothing left to do.
         for share in shares:
-            share.result()
+            if not share.cancel():
+                share.result()
     return given
+
+
+@cache
+def _pool(size: int) -> ThreadPoolExecutor:
+    """Threads that live on: to start them anew would cost more than a small unit gains."""
+    return ThreadPoolExecutor(size, thread_name_prefix="tilework-kernel")
