@@ -127,7 +127,10 @@ def submit(
                 left, right, price=price, packets=packets, expiry_blocks=expiry_blocks, memory_bound=memory_bound
             )
 
+    resume = ""
+
     async def buy(offer: Offer, key: SigningKey) -> None:
+        nonlocal resume
         async with Client(url, key, prefix=account.prefix, max_fee_grains=max_fee_grains(max_fee)) as client:
             ordered = await client.order(offer, attempts=attempts)
             summary = {"jobs": ordered.ids, "packets": offer.packets, "price": offer.price}
@@ -141,7 +144,14 @@ def submit(
     offer = asyncio.run(ask())
     notice(_described(offer))
     confirm("Submit it?", yes)
-    asyncio.run(buy(offer, unlock(keystore, account, password_file)))
+    key = unlock(keystore, account, password_file)
+    try:
+        asyncio.run(buy(offer, key))
+    except KeyboardInterrupt:
+        if not resume:
+            raise
+        message = "interrupted; the job goes on"
+        raise CliError("interrupted", message, f"for the product: {resume}", ExitCode.INTERRUPTED) from None
 
 
 @job.command()

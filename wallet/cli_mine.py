@@ -14,7 +14,7 @@ import click
 
 from wallet.errors import ExitCode
 from wallet.options import rpc_option
-from wallet.output import Command, emit, notice
+from wallet.output import CliError, Command, emit, notice
 
 NICENESS = 10
 
@@ -24,8 +24,7 @@ NICENESS = 10
     "--key",
     "key_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="The worker's key file, as `tilework worker register` makes it (mode 0600).",
+    help="The worker's key file, as `tilework worker register --worker-key FILE` makes it (mode 0600).  [required]",
 )
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads that multiply.")
 @click.option("--units", type=click.IntRange(1), metavar="N", help="Stop after N units [default: go on until Ctrl-C].")
@@ -37,7 +36,7 @@ NICENESS = 10
     help="Share of the time to spend on idle units; packets run at full speed.",
 )
 @rpc_option
-def mine(key_file: Path, threads: int, units: int | None, idle_duty: float, url: str) -> ExitCode:
+def mine(key_file: Path | None, threads: int, units: int | None, idle_duty: float, url: str) -> ExitCode:
     """Work for a node from another process or machine, until Ctrl-C.
 
     Blocks reward the key's account. If that account is registered as a worker (`tilework worker register`), packets
@@ -45,6 +44,9 @@ def mine(key_file: Path, threads: int, units: int | None, idle_duty: float, url:
     """
     from wallet.miner import OutsideMiner, load_worker_key, told
 
+    if key_file is None:
+        fix = "name it with --key FILE; `tilework worker register --worker-key FILE` makes one and registers it"
+        raise CliError("usage", "mining needs a worker's key", fix, ExitCode.USAGE)
     key = load_worker_key(key_file)
     os.nice(NICENESS)
     miner = OutsideMiner(url, key, threads, idle_duty, notice)

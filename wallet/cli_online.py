@@ -248,7 +248,12 @@ class _Payer:
         notice(f"paying {text}")
         confirm("Send it?", yes)
         key = unlock(self._keystore, self._account, self._password_file)
-        settled = asyncio.run(online.deliver(self._url, payment, key, confirmations, timeout_seconds, notice))
+        try:
+            settled = asyncio.run(online.deliver(self._url, payment, key, confirmations, timeout_seconds, notice))
+        except KeyboardInterrupt:
+            message = f"interrupted; transaction {payment.txid.hex()} may have been sent"
+            fix = "see `tilework wallet history` before you pay again"
+            raise CliError("interrupted", message, fix, ExitCode.INTERRUPTED) from None
         result = plan | {name: getattr(settled, name) for name in settled.__struct_fields__}
         if settled.height is None:
             emit(result, f"sent: {settled.txid}")

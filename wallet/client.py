@@ -13,7 +13,6 @@ x and w are integer matrices with entries in [−63, 63]. Where there is no even
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -26,7 +25,7 @@ from consensus import jobs
 from consensus.errors import ConsensusError
 from consensus.transaction import SubmitJob, decode_transaction
 from wallet.errors import ExitCode, WalletError
-from wallet.gateway import Gateway, together
+from wallet.gateway import Gateway, check_job_id, together
 from wallet.job import Cost, Group, Job, Progress, cancel, explain, require_key, unknown_job
 from wallet.keys import SigningKey
 from wallet.matrices import as_operands
@@ -174,9 +173,7 @@ class Client:
 
     async def _find(self, identity: str) -> tuple[Sent, SubmitJob]:
         """The transaction that submitted a job, as its sender signed it."""
-        if not re.fullmatch("[0-9a-f]{64}", identity):
-            fix = "copy all 64 digits; `tilework job list` shows them"
-            raise WalletError("job-invalid", f"{identity[:80]!r} is not the id of a job", fix, ExitCode.USAGE)
+        check_job_id(identity)
         view = await self.gateway.transaction(identity)
         if view is None:
             raise unknown_job(identity)

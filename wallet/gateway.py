@@ -7,6 +7,7 @@ has never answered is given up sooner. Transactions may be: one has one id howev
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +20,7 @@ from consensus.codec import encode
 from consensus.params import MAX_TENSOR_BYTES
 from consensus.tensor import COLUMNS, Tensor
 from consensus.transaction import Transaction
-from wallet.errors import WalletError
+from wallet.errors import ExitCode, WalletError
 from wallet.matrices import MAX_NPY_HEADER_BYTES, from_npy, to_npy
 from wallet.rpcclient import NetworkError, ParamsLike, RpcClient, RpcError, Subscription
 from wallet.transactions import Network
@@ -159,7 +160,8 @@ class Gateway:
     # ------------------------------------------------------------------ jobs and workers
 
     async def job(self, job: str) -> JobView | None:
-        """A job; None if no such job was opened."""
+        """A job; None if no such job was opened. Raises `WalletError` (job-invalid) for what is no id."""
+        check_job_id(job)
         found: JobView | None = await _or_none(self.ask("job_get", {"job": job}, result=JobView))
         return found
 
@@ -239,6 +241,13 @@ class Heads:
 
     async def _subscribe(self) -> None:
         self._events = await self._stack.enter_async_context(self._rpc.subscribe("newHeads", HeadEvent))
+
+
+def check_job_id(job: str) -> None:
+    """Raise `WalletError` (job-invalid) unless `job` can be a job's id: 64 lowercase hexadecimal digits."""
+    if not re.fullmatch("[0-9a-f]{64}", job):
+        fix = "copy all 64 digits; `tilework job list` shows them"
+        raise WalletError("job-invalid", f"{job[:80]!r} is not the id of a job", fix, ExitCode.USAGE)
 
 
 async def together(calls: Iterable[Callable[[], Awaitable[T]]], at_once: int = 4) -> list[T]:

@@ -375,8 +375,13 @@ async def explain(gateway: Gateway, job: str) -> list[Explanation]:
 
 
 async def cancel(purse: Purse, key: SigningKey, ids: Sequence[str]) -> list[str]:
-    """Withdraw what nobody holds of jobs; gives the ids of the transactions that say so. `WalletError`: not-open."""
+    """Withdraw what nobody holds of jobs; gives the ids of the transactions that say so.
+
+    Raises `WalletError`: not-open, job-not-found where the node knows nothing of any of them.
+    """
     views = await together(partial(purse.gateway.job, job) for job in ids)
+    if not any(views) and not any(await together(partial(purse.gateway.transaction, job) for job in ids)):
+        raise unknown_job(ids[0])
     payloads = [CancelJob(bytes.fromhex(view.job)) for view in views if view is not None and view.status == "open"]
     if not payloads:
         fix = "see `tilework job status`; what is complete, closed or still pending cannot be cancelled"

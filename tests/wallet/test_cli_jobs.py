@@ -182,7 +182,9 @@ def test_terms_that_nobody_meets_and_jobs_that_nobody_knows(cli: Cli) -> None:
     cli.refused(3, "fee-too-low", "job", "submit", x, w, "-o", cli.product, "--fee", "0.000000001", "--yes")
     for command in (("status",), ("explain",)):
         cli.refused(4, "job-not-found", "job", *command, "ab" * 32)
-        cli.refused(2, "invalid-params", "job", *command, "xyz")
+        cli.refused(2, "job-invalid", "job", *command, "00ff")
+    cli.refused(4, "job-not-found", "job", "cancel", "ab" * 32, "--yes")
+    cli.refused(2, "job-invalid", "job", "cancel", "AB" * 32, "--yes")
     cli.refused(4, "job-not-found", "job", "result", "ab" * 32, x, w, "-o", cli.product)
 
 
@@ -216,6 +218,7 @@ def test_control_c_says_how_to_go_on(cli: Cli, network: Running) -> None:
         rest = process.communicate(timeout=20)[1]
     assert process.returncode == 130
     assert "(interrupted)" in rest
+    assert "fix: for the product: tilework job result" in rest
 
 
 # -- the demonstration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from consensus.codec import encode
 from consensus.params import TILE
 from tests.wallet.network import ALICE, BOB, FUNDS, Running, key_of
 from tests.wallet.proxy import lying_node
-from wallet import online
+from wallet import cli_online, online
 from wallet.cli import wallet
 from wallet.keystore import KdfParams, Keystore
 from wallet.online import Received
@@ -231,6 +232,21 @@ def test_a_payment_that_the_chain_refuses_is_told(cli: Cli, network: Running) ->
         cli.environment["TILEWORK_RPC_URL"] = liar.url
         error = cli.refused(3, "payment-failed", "send", BOB_TEXT, "1", "--account", "alice", "--yes", "--wait", 1)
     assert "too little" in error["message"]
+
+
+def test_control_c_while_waiting_names_the_transaction(
+    cli: Cli, network: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_line: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_online, "notice", lambda line: interrupt(line) if "confirmations" in line else None)
+    error = cli.refused(130, "interrupted", "send", BOB_TEXT, "1", "--account", "alice", "--yes", "--wait", 1)
+    (txid,) = re.findall("[0-9a-f]{64}", error["message"])
+    assert "before you pay again" in error["fix"]
+    monkeypatch.undo()
+    cli.ok("send", BOB_TEXT, "1", "--account", "alice", "--yes", "--wait", 1)
+    assert txid in [movement["reference"] for movement in cli.ok("history", "--account", "alice")["movements"]]
 
 
 # -- payment requests

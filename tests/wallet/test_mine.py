@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from msgspec.structs import replace
 
 from consensus.block import HeaderCore
@@ -23,6 +24,7 @@ from consensus.params import Allocation
 from node.workerkey import WorkerKey
 from tests.wallet.network import ALICE, FUNDS, Running, register_worker, rules, running_node
 from tests.wallet.proxy import lying_node
+from wallet import cli_mine
 from wallet.client import Client
 from wallet.errors import ExitCode, WalletError
 from wallet.gateway import Gateway
@@ -162,3 +164,10 @@ def test_a_key_that_others_can_read_or_that_is_missing_is_refused(tmp_path: Path
     (tmp_path / "key").chmod(0o640)
     with pytest.raises(WalletError, match="other users"):
         load_worker_key(tmp_path / "key")
+
+
+def test_without_a_key_it_says_how_to_make_one() -> None:
+    result = CliRunner().invoke(cli_mine.mine, ["--json"], standalone_mode=False)
+    assert isinstance(result.exception, WalletError)
+    assert result.exception.exit_code == ExitCode.USAGE
+    assert "tilework worker register" in result.exception.fix
