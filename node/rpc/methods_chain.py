@@ -117,6 +117,7 @@ def _info(chain: Chain) -> ChainInfo:
         target=tip.core.target.hex(),
         total_work=str(tip.total_work),
         best_header_height=chain.best_header.height,
+        snapshot_height=chain.base.height,
         state_root=root.hex(),
         syncing=is_syncing(chain),
         spacing_ms=params.spacing_ms,
@@ -134,6 +135,11 @@ def _info(chain: Chain) -> ChainInfo:
 
 def _block(chain: Chain, entry: HeaderEntry) -> BlockView:
     block, prefix = chain.block(entry.id), chain.params.address_prefix
+    if block is None and 0 < entry.height <= chain.base.height:
+        message = f"Block {entry.height} is pruned: this node joined from a snapshot at height {chain.base.height}"
+        raise RpcError(
+            NOT_FOUND, message, fix="Ask a node whose `snapshot_height` of `chain_info` is below that height."
+        )
     if block is None:
         message = f"The body of block {entry.id.hex()} is not here"
         raise RpcError(UNAVAILABLE, message, fix="Only its header has arrived; ask again later.")

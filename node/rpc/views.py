@@ -214,7 +214,10 @@ def result_view(result: Result, prefix: str) -> ResultView:
 
 
 class ChainInfo(Struct, frozen=True):
-    """The network, its tip, and the rules that clients need. `state_root` is that of the state after the tip."""
+    """The network, its tip, and the rules that clients need. `state_root` is that of the state after the tip.
+
+    `snapshot_height` is where the node joined from a snapshot: it has no blocks at or below it. 0: it has them all.
+    """
 
     network: str
     chain_id: int
@@ -226,6 +229,7 @@ class ChainInfo(Struct, frozen=True):
     target: str
     total_work: str
     best_header_height: int
+    snapshot_height: int
     state_root: str
     syncing: bool
     spacing_ms: int

@@ -19,7 +19,9 @@ from node.chain import Chain
 from node.checkpoints import Checkpoints, Page
 from node.headers import HeaderEntry
 from node.limits import MAX_STATE_BYTES
-from node.messages import GetBody, GetState, Message, NotFound, State
+from node.messages import GetBody, GetHeaders, GetState, Message, NotFound, State, Status
+from node.rpc import methods_chain
+from node.rpc.jsonrpc import NOT_FOUND, UNAVAILABLE, RpcError
 from node.snapshot import FIRST_KEY, Staging, checkpoint_height, checkpoint_spacing, clear, open_operands
 from node.store import LevelStore, MemoryStore, StorageError, Store
 from node.tensors import TensorStore
@@ -257,6 +259,23 @@ def test_a_node_that_was_away_for_long_drops_its_own_branch_and_adopts(builder: 
     assert not list(store.scan(schema.STATE))
 
 
+def test_what_was_pruned_is_told_from_what_never_was(builder: ChainBuilder) -> None:
+    chain = fresh_chain(builder)
+    add_headers(chain, builder)
+    join(chain, builder, 50)
+    assert methods_chain._info(chain).snapshot_height == 50
+    for height in (1, 50):
+        entry = chain.entry(chain.id_at(height) or b"")
+        assert entry is not None
+        assert methods_chain.header_of(chain, entry).confirmations == 51 - height
+        with pytest.raises(RpcError, match="pruned: this node joined from a snapshot at height 50") as caught:
+            methods_chain._block(chain, entry)
+        assert caught.value.kind is NOT_FOUND
+    with pytest.raises(RpcError) as caught:
+        methods_chain._block(chain, above(chain, builder, 50))
+    assert caught.value.kind is UNAVAILABLE
+
+
 # ---------------------------------------------------------------------- crashes
 
 
@@ -475,6 +494,50 @@ async def test_a_fresh_node_joins_an_old_chain_and_follows_it(builder: ChainBuil
         await until(net.agree)
         assert old.score_of(new) == new.score_of(old) == 0
         assert next(peer for peer in old.network._present()).status.base == 56
+
+
+@virtual
+async def test_no_block_is_asked_for_while_the_headers_are_still_coming(builder: ChainBuilder) -> None:
+    """The first headers alone would look like a chain to replay, whose tensors the peers have dropped."""
+    net = Net(max_headers=10)
+    old = old_node(net, "old", builder)
+    asked: list[int] = []
+
+    async def headers(peer: Any, request: GetHeaders) -> Message:
+        await asyncio.sleep(3)
+        return await old.network._server.headers(peer, request)
+
+    async def body(peer: Any, request: GetBody) -> Message:
+        asked.append(chain_height(old, request.id))
+        return await old.network._server.body(peer, request)
+
+    old.serve(GetHeaders, headers)
+    old.serve(GetBody, body)
+    new = newcomer(net, "old", now_ms=old.now_ms)
+    async with net:
+        await until(net.agree)
+        assert new.chain.base.height == 56
+        assert min(asked) > 56
+        assert new.score_of(old) == 0
+
+
+@virtual
+async def test_a_claim_of_a_higher_chain_holds_nobody_up_who_follows_his_own(builder: ChainBuilder) -> None:
+    net = Net()
+    old = old_node(net, "old", builder)
+    new = newcomer(net, "old", now_ms=old.now_ms)
+    async with net:
+        await until(net.agree)
+        new.network._present()[0].status = Status(10**6, bytes(32), b"\xff" * 32)
+        assert not new.network._downloader._joiner.awaits_headers()
+        assert fresh_is_held_up(new)
+
+
+def fresh_is_held_up(node: NetNode) -> bool:
+    """Whether a node at genesis would wait for the headers that are claimed."""
+    joiner = node.network._downloader._joiner
+    joiner._chain = fresh_chain(ChainBuilder(RULES))
+    return joiner.awaits_headers()
 
 
 @virtual
