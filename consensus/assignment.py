@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from consensus import events, jobs, workers
 from consensus.crypto import H
 from consensus.execution import Execution
+from consensus.params import MAX_TENSOR_BYTES
 from consensus.state import (
     DEADLINES,
     GROUPS,
@@ -45,25 +46,27 @@ def deal(block: Execution, randomness: bytes) -> None:
     if not waiting:
         return
     free = _free_slots(block, randomness)
-    holders = _holders(block)
+    held = _held(block)
+    holders = {(job, address) for job, address, _ in held}
+    # All products held must fit into the blocks of one window, with half of their bytes left for new operands: else
+    # workers would be fined for answers that no block had room for.
+    room = block.params.window * MAX_TENSOR_BYTES // 2 - sum(product_bytes for _, _, product_bytes in held)
     # Pass 1 spreads a group over distinct workers. Pass 2 gives what is left of open groups to anyone who is able:
     # the chain checks every product, so one worker with many packets is no danger there.
-    remaining = []
-    for identity, packet, group in waiting:
-        slot = next((s for s in free if (packet.job, s.address) not in holders and _is_able(s, packet, group)), None)
-        if slot is None:
-            remaining.append((identity, packet, group))
-            continue
-        free.remove(slot)
-        holders.add((packet.job, slot.address))
-        _hand(block, identity, packet, slot)
-    for identity, packet, group in remaining:
-        if group.mode != OPEN:
-            continue
-        slot = next((s for s in free if _is_able(s, packet, group)), None)
-        if slot is not None:
+    for spreads in (True, False):
+        remaining = []
+        for identity, packet, group in waiting:
+            slot = _first_able(free, packet, group, holders if spreads else set())
+            if slot is None or not (spreads or group.mode == OPEN):
+                remaining.append((identity, packet, group))
+                continue
+            room -= _product_bytes(packet)
+            if room < 0:
+                return  # and not on to smaller ones: a large packet must not be passed over for ever
             free.remove(slot)
+            holders.add((packet.job, slot.address))
             _hand(block, identity, packet, slot)
+        waiting = remaining
 
 
 def reward_per_packet(price: int, threshold: int, packets: int) -> int:
@@ -105,15 +108,27 @@ def _free_slots(block: Execution, randomness: bytes) -> list[FreeSlot]:
     return [slot for _, slot in drawn]
 
 
-def _holders(block: Execution) -> set[tuple[bytes, bytes]]:
-    """(group, worker) for every packet held."""
-    pairs = set()
+def _held(block: Execution) -> list[tuple[bytes, bytes, int]]:
+    """(group, worker, bytes of the product) for every packet held."""
+    found = []
     for address, worker in WORKERS.scan(block.state):
         for slot in worker.slots:
             packet = PACKETS.get(block.state, slot.packet_id)
             assert packet is not None, "a slot with an unknown packet"
-            pairs.add((packet.job, address))
-    return pairs
+            found.append((packet.job, address, _product_bytes(packet)))
+    return found
+
+
+def _first_able(
+    free: list[FreeSlot], packet: Packet, group: Group, holders: set[tuple[bytes, bytes]]
+) -> FreeSlot | None:
+    """The first free slot of a worker that is able and, as `holders` tell, holds no packet of the group."""
+    able = (slot for slot in free if (packet.job, slot.address) not in holders and _is_able(slot, packet, group))
+    return next(able, None)
+
+
+def _product_bytes(packet: Packet) -> int:
+    return 4 * packet.m * packet.n
 
 
 def _is_able(slot: FreeSlot, packet: Packet, group: Group) -> bool:

@@ -253,3 +253,32 @@ def test_nothing_waits_nothing_is_dealt() -> None:
     chain = worker_chain([DAVE, ERIN, FRANK, GRACE, HEIDI])
     chain.mine()
     assert chain.tip.transition.events == ()
+
+
+def wide_jobs(chain: ChainBuilder, count: int) -> list[Job]:
+    """Jobs of one packet with a product of 16 MiB, the dearest first; what they ask of one block's gas has room."""
+    return [
+        chain.job(ALICE, operand(2048, 64, n), operand(64, 2048, n), price=100 - n, expiry=chain.height + 50)
+        for n in range(count)
+    ]
+
+
+def test_products_held_leave_room_for_their_answers() -> None:
+    """Two blocks of 32 MiB carry the answers of a window of two; products of half of that are dealt, in order."""
+    chain = worker_chain(WORKERS, window=2, retention=200)
+    wide = wide_jobs(chain, 3)
+    small = job(chain, price=1)
+    chain.mine([*(one.transaction for one in wide), small.transaction])
+    assert [len(chain.held(one)) for one in wide] == [1, 1, 0]
+    assert chain.held(small) == [], "a small packet does not pass a large one that has a worker"
+    chain.mine(results=[chain.result(chain.held(wide[0])[0])])
+    assert [len(chain.held(one)) for one in wide] == [0, 1, 1]
+
+
+def test_a_packet_that_nobody_is_able_to_make_takes_no_room() -> None:
+    chain = worker_chain(WORKERS, window=2, retention=200)
+    chain.mine([chain.register(worker, bond=0, max_unit_bytes=1 << 20) for worker in WORKERS])
+    wide = wide_jobs(chain, 3)
+    small = job(chain, price=1)
+    chain.mine([*(one.transaction for one in wide), small.transaction])
+    assert [len(chain.held(one)) for one in (*wide, small)] == [0, 0, 0, 1]
