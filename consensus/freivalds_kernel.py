@@ -23,6 +23,8 @@ A_LIMBS = 6
 STEP = 16
 """Entries of A and B taken at a time: a multiple of this many columns is required (8 in C)."""
 
+_BAND = 64
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # Numba's own types for these describe neither how an intrinsic is called nor what the helpers take.
 _intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic
@@ -104,21 +106,21 @@ def _dot_b(_: Any, row: Any, stride: Any, weights: Any, count: Any, out: Any, pe
 
 @_intrinsic
 def _dot_a(_: Any, row: Any, stride: Any, weights: Any, count: Any, out: Any, peak: Any) -> Any:
-    """Six dot products of a row of A."""
-    return _signature(6), _dot_bytes(1, A_LIMBS)
+    """Six dot products of each of two rows of A."""
+    return _signature(6), _dot_bytes(2, A_LIMBS)
 
 
 @_intrinsic
-def _dot_c(_: Any, row: Any, even: Any, odd: Any, count: Any, out: Any, peak: Any) -> Any:
-    """Two dot products, mod 2⁶⁴, of a row of int32 with int32.
+def _dot_c(_: Any, row: Any, stride: Any, weights: Any, count: Any, out: Any, peak: Any) -> Any:
+    """Two dot products, mod 2⁶⁴, of each of two rows of int32 with int32.
 
-    even, odd: (2, count/2) int64, sign-extended: the weights of the even and of the odd columns.
-    out: (2,) int64. peak: 8 uint32, raised by |entries|.
+    row, stride: the rows. weights: (2, count + 8) int32, of which one past `count` is read and ignored.
+    out: (2, 2) int64. peak: 8 uint32, raised by |entries|.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        row, even, odd, count, out, peak = arguments
-        row, even, odd, out, peak = (builder.inttoptr(address, _Address) for address in (row, even, odd, out, peak))
+        row, stride, weights, count, out, peak = arguments
+        row, weights, out, peak = (builder.inttoptr(address, _Address) for address in (row, weights, out, peak))
         wraps = ir.Constant(ir.IntType(1), 0)
         magnitude = _function(builder, "llvm.abs.v8i32", _SUMS, _SUMS, wraps.type)
         larger = _function(builder, "llvm.umax.v8i32", _SUMS, _SUMS, _SUMS)
@@ -130,20 +132,25 @@ def _dot_c(_: Any, row: Any, even: Any, odd: Any, count: Any, out: Any, peak: An
 
         sums = [_tools.alloca_once_value(builder, ir.Constant(_LONGS, None)) for _ in range(4)]
         peaks = _tools.alloca_once_value(builder, _load(builder, _SUMS, peak, _I64(0)))
+        starts = row, builder.gep(row, [stride], source_etype=_I8)
+        columns = weights, builder.gep(weights, [builder.add(count, _I64(8))], source_etype=_I32)
         with _tools.for_range(builder, builder.udiv(count, _I64(8))) as loop:
             offset = builder.mul(loop.index, _I64(32))
-            entries = _load(builder, _SUMS, row, offset)
-            builder.store(larger(builder.load(peaks, typ=_SUMS), magnitude(entries, wraps)), peaks)
-            pairs = builder.bitcast(entries, _LONGS)
-            for parity, (words, weights) in enumerate(((low(pairs), even), (builder.ashr(pairs, half), odd))):
-                for column in range(2):
-                    at = builder.add(offset, builder.mul(count, _I64(4 * column)))
-                    term = builder.mul(words, low(_load(builder, _LONGS, weights, at)))
-                    slot = sums[2 * column + parity]
-                    builder.store(builder.add(builder.load(slot, typ=_LONGS), term), slot)
-        for column in range(2):
-            both = builder.add(*(builder.load(slot, typ=_LONGS) for slot in sums[2 * column : 2 * column + 2]))
-            builder.store(_total(builder, both), builder.gep(out, [_I64(column)], source_etype=_I64))
+            # A load 4 bytes on has the odd columns' weights in its lower halves.
+            evens = [low(_load(builder, _LONGS, column, offset)) for column in columns]
+            offset_odd = builder.add(offset, _I64(4))
+            odds = [low(_load(builder, _LONGS, column, offset_odd)) for column in columns]
+            for index, start in enumerate(starts):
+                entries = _load(builder, _SUMS, start, offset)
+                builder.store(larger(builder.load(peaks, typ=_SUMS), magnitude(entries, wraps)), peaks)
+                pairs = builder.bitcast(entries, _LONGS)
+                for words, factors in ((low(pairs), evens), (builder.ashr(pairs, half), odds)):
+                    for slot, factor in zip(sums[2 * index : 2 * index + 2], factors, strict=True):
+                        term = builder.mul(words, factor)
+                        builder.store(builder.add(builder.load(slot, typ=_LONGS), term), slot)
+        for index, slot in enumerate(sums):
+            total = _total(builder, builder.load(slot, typ=_LONGS))
+            builder.store(total, builder.gep(out, [_I64(index)], source_etype=_I64))
         builder.store(builder.load(peaks, typ=_SUMS), peak, align=1)
         return context.get_dummy_value()
 
@@ -204,19 +211,24 @@ def rows_agree(
     a: m rows of k int8, k a multiple of 16. c: m rows of n int32, n a multiple of 8. limbs: (6, k), from `project_b`.
     """
     k, n = limbs.shape[1], challenge.shape[0]
-    even, odd = np.empty((2, n // 2), np.int64), np.empty((2, n // 2), np.int64)
-    for index in range(n // 2):
+    weights = np.zeros((2, n + 8), np.int32)
+    for index in range(n):
         for column in range(2):
-            even[column, index] = challenge[2 * index, column]
-            odd[column, index] = challenge[2 * index + 1, column]
-    a_sums, c_sums = np.empty(A_LIMBS, np.int64), np.empty(2, np.int64)
+            weights[column, index] = challenge[index, column]
+    a_sums, c_sums = np.empty((_BAND, A_LIMBS), np.int64), np.empty((2, 2), np.int64)
     a_peak, c_peak = np.zeros(16, np.uint8), np.zeros(8, np.uint32)
-    for row in range(m):
-        _dot_a(a + row * a_stride, a_stride, _address(limbs), k, _address(a_sums), _address(a_peak))
-        _dot_c(c + row * c_stride, _address(even), _address(odd), n, _address(c_sums), _address(c_peak))
-        for column in range(2):
-            limb = 3 * column
-            total = a_sums[limb] + (a_sums[limb + 1] << 16) + (a_sums[limb + 2] << 32)
-            if total != c_sums[column]:
-                return False
+    for start in range(0, m, _BAND):
+        # Rows by turns in bands, since the weights of A and of C do not fit the level-1 cache together.
+        stop = min(start + _BAND, m)
+        for row in range(start, stop, 2):
+            step = a_stride if row + 1 < m else 0  # an odd last row is taken twice
+            sums = _address(a_sums[row - start])
+            _dot_a(a + row * a_stride, step, _address(limbs), k, sums, _address(a_peak))
+        for row in range(start, stop, 2):
+            step = c_stride if row + 1 < m else 0
+            _dot_c(c + row * c_stride, step, _address(weights), n, _address(c_sums), _address(c_peak))
+            for index in range(4):
+                limb = a_sums[row - start + index // 2, 3 * (index % 2) :]
+                if limb[0] + (limb[1] << 16) + (limb[2] << 32) != c_sums[index // 2, index % 2]:
+                    return False
     return int(a_peak.max()) <= a_bound and int(c_peak.max()) <= c_bound
