@@ -401,7 +401,7 @@ class Network:
         """Fill the outbound places: first with the anchors, then from the book, one network group each."""
         waiting = list(self.book.anchors)
         while True:
-            if self._count(inbound=False) + len(self._dialling) < self._limits.max_outbound:
+            if len(self._dialling) < self._limits.max_outbound:  # an address stays there while its session lasts
                 address = waiting.pop(0) if waiting else self._pick()
                 if address is not None and address not in self._dialling | self._static:
                     self._spawn(self._dial_once(address))

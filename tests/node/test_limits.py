@@ -31,7 +31,7 @@ class Wide(Net):
 
 @virtual
 async def test_outbound_places_are_bounded() -> None:
-    """However many addresses the book holds."""
+    """However many addresses the book holds; and all of them are used."""
     net = Wide(max_outbound=2)
     a = net.add("a")
     for name in "bcdef":
