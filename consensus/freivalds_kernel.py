@@ -106,8 +106,8 @@ def _dot_b(_: Any, row: Any, stride: Any, weights: Any, count: Any, out: Any, pe
 
 @_intrinsic
 def _dot_a(_: Any, row: Any, stride: Any, weights: Any, count: Any, out: Any, peak: Any) -> Any:
-    """Six dot products of each of two rows of A."""
-    return _signature(6), _dot_bytes(2, A_LIMBS)
+    """Six dot products of a row of A: those of two rows would not fit the registers."""
+    return _signature(6), _dot_bytes(1, A_LIMBS)
 
 
 @_intrinsic
@@ -220,14 +220,13 @@ def rows_agree(
     for start in range(0, m, _BAND):
         # Rows by turns in bands, since the weights of A and of C do not fit the level-1 cache together.
         stop = min(start + _BAND, m)
-        for row in range(start, stop, 2):
-            step = a_stride if row + 1 < m else 0  # an odd last row is taken twice
+        for row in range(start, stop):
             sums = _address(a_sums[row - start])
-            _dot_a(a + row * a_stride, step, _address(limbs), k, sums, _address(a_peak))
+            _dot_a(a + row * a_stride, a_stride, _address(limbs), k, sums, _address(a_peak))
         for row in range(start, stop, 2):
-            step = c_stride if row + 1 < m else 0
+            step = c_stride if row + 1 < m else 0  # an odd last row is taken twice
             _dot_c(c + row * c_stride, step, _address(weights), n, _address(c_sums), _address(c_peak))
-            for index in range(4):
+            for index in range(4 if row + 1 < m else 2):
                 limb = a_sums[row - start + index // 2, 3 * (index % 2) :]
                 if limb[0] + (limb[1] << 16) + (limb[2] << 32) != c_sums[index // 2, index % 2]:
                     return False
