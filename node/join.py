@@ -6,6 +6,7 @@ be true. The state comes page by page from one peer at a time, so that a false o
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from itertools import pairwise
@@ -70,16 +71,21 @@ class Joiner:
         self._compute = compute
         self._limits = limits
         self._complete: HeaderEntry | None = None
+        self._best_header: HeaderEntry | None = None
+        self._best_since = 0.0
 
     def awaits_headers(self) -> bool:
         """Whether replay would begin at blocks whose tensors are gone, if a peer with more headers to show is right.
 
-        Only while this node catches up: one that follows the chain is not held up by anybody's claims.
+        Only while this node catches up and headers do come: nobody is held up by claims alone.
         """
         params, tip, best = self._chain.params, self._chain.tip, self._chain.best_header
         if tip.parent is not None and best.height - tip.height <= params.max_reorg:
             return False
-        return any(
+        now = asyncio.get_running_loop().time()
+        if best is not self._best_header:
+            self._best_header, self._best_since = best, now
+        return now - self._best_since < self._limits.header_patience_s and any(
             peer.status.work > best.total_work and peer.status.height - tip.height >= replay_span(params)
             for peer in self._headers.followed
         )

@@ -93,6 +93,8 @@ class Limits:
     unavailable_retry_s: float = 1.0
     """Pause before asking everybody again for what nobody had."""
 
+    header_patience_s: float = 20.0
+    """A node that catches up waits so long for headers that somebody claims to have and that do not come."""
     state_page_bytes: int = MAX_STATE_BYTES
     """Records in each answer but the last: sent so, and expected so, lest a state comes drop by drop."""
     max_state_bytes: int = 8 << 30

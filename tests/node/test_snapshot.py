@@ -18,7 +18,8 @@ from node import schema
 from node.chain import Chain
 from node.checkpoints import Checkpoints, Page
 from node.headers import HeaderEntry
-from node.limits import MAX_STATE_BYTES
+from node.join import Joiner
+from node.limits import DEFAULT, MAX_STATE_BYTES
 from node.messages import GetBody, GetHeaders, GetState, Message, NotFound, State, Status
 from node.rpc import methods_chain
 from node.rpc.jsonrpc import NOT_FOUND, UNAVAILABLE, RpcError
@@ -530,14 +531,17 @@ async def test_a_claim_of_a_higher_chain_holds_nobody_up_who_follows_his_own(bui
         await until(net.agree)
         new.network._present()[0].status = Status(10**6, bytes(32), b"\xff" * 32)
         assert not new.network._downloader._joiner.awaits_headers()
-        assert fresh_is_held_up(new)
-
-
-def fresh_is_held_up(node: NetNode) -> bool:
-    """Whether a node at genesis would wait for the headers that are claimed."""
-    joiner = node.network._downloader._joiner
-    joiner._chain = fresh_chain(ChainBuilder(RULES))
-    return joiner.awaits_headers()
+        # Who has nothing to follow yet waits for what is claimed, but not for ever.
+        network, chain = new.network, fresh_chain(ChainBuilder(RULES))
+        joiner = Joiner(chain, new.intake, network._headers, lambda *_: [], new.compute, network._limits)
+        assert joiner.awaits_headers()
+        new.network._present()[0].status = Status(35, bytes(32), b"\xff" * 32)
+        assert not joiner.awaits_headers()
+        new.network._present()[0].status = Status(10**6, bytes(32), b"\xff" * 32)
+        await asyncio.sleep(DEFAULT.header_patience_s - 1)
+        assert joiner.awaits_headers()
+        await asyncio.sleep(2)
+        assert not joiner.awaits_headers()
 
 
 @virtual
