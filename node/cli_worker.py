@@ -117,8 +117,12 @@ def worker() -> None:
 def register(
     key_file: Path, url: str, packets: int, bond: str | None, min_price: int, max_unit_mib: int, wait: bool
 ) -> None:
-    """Register the worker, or change and refresh its registration. A bond that it has already counts."""
+    """Register the worker, or change and refresh its registration. A bond that it has already counts.
+
+    A key file that is missing is made, with a key of its own.
+    """
     try:
+        key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = WorkerKey.load_or_create(key_file)
     except WorkerKeyError as error:
         raise CliError("worker-key", error.message, error.fix) from None

@@ -74,7 +74,7 @@ class WorkerKey:
                 status = os.fstat(file.fileno())
                 data = file.read(_MAX_FILE_BYTES + 1)
         except OSError as error:
-            fix = "check the path, or let the node create a new key there"
+            fix = "check the path; `tilework worker register`, or a node that mines, makes a new key there"
             raise WorkerKeyError(f"cannot read the worker key {path}: {error.strerror}", fix) from None
         if stat.S_IMODE(status.st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
             message = f"the worker key {path} is open to other users (mode {stat.S_IMODE(status.st_mode):04o})"

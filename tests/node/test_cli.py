@@ -236,6 +236,9 @@ def test_worker_commands_without_a_key_or_a_node(tmp_path: Path) -> None:
     path = tmp_path / "worker.key"
     WorkerKey.generate().create(path)
     fails(5, "network", "worker", "status", "--worker-key", str(path), "--rpc", "http://127.0.0.1:9")
+    fresh = tmp_path / "new" / "worker.key"
+    fails(5, "network", "worker", "register", "--worker-key", str(fresh), "--rpc", "http://127.0.0.1:9")
+    assert (fresh.stat().st_mode & 0o777, fresh.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     path.chmod(0o644)
     fails(3, "worker-key", "worker", "status", "--worker-key", str(path))
     fails(2, "config", "worker", "status", TILEWORK_RPC_PORT="x")
