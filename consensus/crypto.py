@@ -25,10 +25,14 @@ def H(tag: str, data: bytes | memoryview) -> bytes:  # noqa: N802  (the protocol
     return hashlib.blake2b(data, digest_size=32, person=_person(tag)).digest()
 
 
-def stream(seed: bytes, label: str, size: int) -> bytes:
-    """The first `size` bytes of the ChaCha20 keystream (zero nonce, RFC 8439) under H("tw/prg", seed ‖ label)."""
+def stream(seed: bytes, label: str, size: int, first_block: int = 0) -> bytes:
+    """The first `size` bytes of the ChaCha20 keystream (zero nonce, RFC 8439) under H("tw/prg", seed ‖ label).
+
+    first_block: begin at that block of 64 bytes instead, which costs nothing.
+    """
     key = H("tw/prg", seed + label.encode("ascii"))
-    return Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(size))
+    nonce = first_block.to_bytes(4, "little") + bytes(12)
+    return Cipher(algorithms.ChaCha20(key, nonce), mode=None).encryptor().update(bytes(size))
 
 
 def address_of(public_key: bytes) -> bytes:

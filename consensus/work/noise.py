@@ -49,7 +49,7 @@ def right_noise(seed: bytes, n: int) -> Int8:
 
 def strip_noise(seed: bytes, n: int, i: int, j: int) -> tuple[Int8, Int8]:
     """What one tile needs of the noise: rows 64i … 64i+63 of `left`, columns 64j … 64j+63 of `right`, 64×64 each."""
-    left = _keystream(seed, "left", TILE * (i + 1), TILE)[TILE * i :]
+    left = _keystream(seed, "left", TILE, TILE, TILE * i)  # a row of `left` is a block of the keystream
     right = _keystream(seed, "right", TILE, n)[:, TILE * j : TILE * (j + 1)]
     return _uniform(left), _uniform(right)
 
@@ -64,8 +64,8 @@ def noise_added(seed: bytes, a: Int8, b: Int8, left: Int8, right: Int8) -> tuple
     return a + left[:, p.index] * p.sign, b + right[q.index] * q.sign[:, None]
 
 
-def _keystream(seed: bytes, label: str, rows: int, columns: int) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(stream(seed, label, rows * columns), np.uint8).reshape(rows, columns)
+def _keystream(seed: bytes, label: str, rows: int, columns: int, first_block: int = 0) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(stream(seed, label, rows * columns, first_block), np.uint8).reshape(rows, columns)
 
 
 def _uniform(keystream: npt.NDArray[np.uint8]) -> Int8:

@@ -74,6 +74,7 @@ def test_stream_is_the_zero_nonce_keystream_under_a_hashed_key() -> None:
 def test_a_shorter_stream_is_a_prefix() -> None:
     assert crypto.stream(b"s", "p", 1000).startswith(crypto.stream(b"s", "p", 77))
     assert crypto.stream(b"s", "p", 64) != crypto.stream(b"s", "q", 64)
+    assert crypto.stream(b"s", "p", 1000)[5 * 64 :] == crypto.stream(b"s", "p", 1000 - 5 * 64, first_block=5)
 
 
 RFC_8032 = [
