@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,10 @@ def test_bare_create_task_is_banned() -> None:
 
 def _is_group(called: ast.expr) -> bool:
     return isinstance(called, ast.Attribute) and "group" in ast.unparse(called.value)
+
+
+def test_every_package_is_installed() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("*/**/__init__.py")}
+    assert {name for name in found if name.split(".")[0] in PACKAGES} == set(setup["options"]["packages"].split())
