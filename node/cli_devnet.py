@@ -24,7 +24,7 @@ from rich.text import Text
 from consensus.params import TILE
 from node.devnet import control, keys
 from node.devnet.control import Order
-from node.devnet.layout import MAX_NODES, DevnetError, Layout, NodeRecord, Record, command
+from node.devnet.layout import MAX_NODES, RPC_PORT, DevnetError, Layout, NodeRecord, Record, command
 from node.devnet.supervisor import Devnet, Status, running
 from node.devnet.watch import NetworkState
 from wallet.errors import ExitCode
@@ -113,9 +113,17 @@ def devnet() -> None:
     type=click.FloatRange(0.2, 60),
     help="Seconds between blocks of a new network.  [default: 2]",
 )
+@click.option(
+    "--rpc-port",
+    "first_port",
+    type=click.IntRange(0, 55_000),
+    default=RPC_PORT,
+    show_default=True,
+    help="RPC port of the first node, the others follow; 0 lets the system choose.",
+)
 @click.option("--demo", is_flag=True, help="Run the demo job as soon as the network is ready.")
 @click.option("--detach", is_flag=True, help="Run in the background once the network is ready.")
-def up(layout: Layout, count: int, spacing: float | None, demo: bool, detach: bool) -> int:
+def up(layout: Layout, count: int, spacing: float | None, first_port: int, demo: bool, detach: bool) -> int:
     """Start the network: the one that was there before, or a new one.
 
     Says "ready" once every node serves and its worker can be dealt packets. Then it shows how the network is until
@@ -123,13 +131,13 @@ def up(layout: Layout, count: int, spacing: float | None, demo: bool, detach: bo
     """
     with _refusals():
         if detach:
-            _start_detached(layout, count, spacing)
+            _start_detached(layout, count, spacing, first_port)
             record = layout.read()
             _emit_ready(record)
             return _run_demo(record) if demo else ExitCode.OK
         with layout.hold():
             _make_wallet(layout)
-            return _until_stopped(_foreground(layout, count, spacing, demo))
+            return _until_stopped(_foreground(layout, count, spacing, first_port, demo))
 
 
 @devnet.command()
@@ -238,11 +246,11 @@ def _signal(pid: int, number: signal.Signals) -> None:
 # ---------------------------------------------------------------------- up
 
 
-async def _foreground(layout: Layout, count: int, spacing: float | None, demo: bool) -> int:
+async def _foreground(layout: Layout, count: int, spacing: float | None, first_port: int, demo: bool) -> int:
     """The network from its start until this task is cancelled; the exit status is the demo's."""
     spacing_ms = None if spacing is None else round(1000 * spacing)
     exit_status = int(ExitCode.OK)
-    async with running(layout, count, spacing_ms, ACCOUNT, notice) as net:
+    async with running(layout, count, spacing_ms, ACCOUNT, notice, first_port) as net:
         _write_environment(layout, net.record)
         _emit_ready(net.record)
         try:
@@ -270,11 +278,12 @@ def _until_stopped(main: Coroutine[Any, Any, int]) -> int:
         raise click.exceptions.Abort from None
 
 
-def _start_detached(layout: Layout, count: int, spacing: float | None) -> None:
+def _start_detached(layout: Layout, count: int, spacing: float | None, first_port: int) -> None:
     """Start the same command in the background, and return once its network is ready. Raises DevnetError."""
     with layout.hold():
         pass  # whatever would refuse the other process refuses this one first, in the open
     arguments = ["devnet", "up", "--dir", str(layout.directory), "--nodes", str(count)]
+    arguments += ["--rpc-port", str(first_port)]
     if spacing is not None:
         arguments += ["--block-time", str(spacing)]
     notice(f"starting in the background; progress is in {layout.log}")

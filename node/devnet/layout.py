@@ -236,10 +236,10 @@ def found(layout: Layout, spacing_ms: int | None) -> ChainParams:
     return rules
 
 
-def describe(layout: Layout, rules: ChainParams, count: int, wallet_account: str) -> Record:
+def describe(layout: Layout, rules: ChainParams, count: int, wallet_account: str, first_port: int = RPC_PORT) -> Record:
     """The record of a network of `count` nodes that is about to start, on ports that are free now.
 
-    Ports of an earlier start are kept where they are still free, then come the usual ones.
+    Ports of an earlier start are kept where they are still free, then come those from `first_port` on (0: any).
     """
     try:
         before = {node.index: node for node in layout.read().nodes}
@@ -249,8 +249,9 @@ def describe(layout: Layout, rules: ChainParams, count: int, wallet_account: str
     nodes = []
     for index in range(count):
         old = before.get(index)
-        rpc = _free_port([_port_of(old.rpc)] if old else [], RPC_PORT + index, taken)
-        p2p = _free_port([_port_of(old.p2p)] if old else [], P2P_PORT + index, taken)
+        usual = first_port + index if first_port else 0
+        rpc = _free_port([_port_of(old.rpc)] if old else [], usual, taken)
+        p2p = _free_port([_port_of(old.p2p)] if old else [], usual and usual + P2P_PORT - RPC_PORT, taken)
         data_dir = layout.node(index)
         nodes.append(
             NodeRecord(

@@ -72,6 +72,7 @@ class Devnet:
         say(f"{len(nodes)} nodes started")
         for client, node in zip(self._clients, nodes, strict=True):
             await watch.wait_ready(client, node.name, self._processes.check_alive)
+            await watch.check_identity(client, node.name, self._record.genesis_hash)
         say("every node serves; registering their workers")
         genesis_hash = bytes.fromhex(self._record.genesis_hash)
         try:
@@ -108,16 +109,18 @@ class Devnet:
 
 
 @asynccontextmanager
-async def running(where: Layout, count: int, spacing_ms: int | None, account: str, say: Say) -> AsyncIterator[Devnet]:
+async def running(
+    where: Layout, count: int, spacing_ms: int | None, account: str, say: Say, first_port: int = layout.RPC_PORT
+) -> AsyncIterator[Devnet]:
     """A devnet of `count` nodes, ready for jobs. The caller holds the layout's lock.
 
-    `spacing_ms` is as in `layout.found`, `account` the name of the user's account. Raises DevnetError. However the
-    context ends, no process is left.
+    `spacing_ms` is as in `layout.found`, `account` the name of the user's account, `first_port` as in
+    `layout.describe`. Raises DevnetError. However the context ends, no process is left.
     """
     rules = layout.found(where, spacing_ms)
-    record = layout.describe(where, rules, count, account)
     say("warming the kernels (some seconds the first time)")
     measured = await _warm()
+    record = layout.describe(where, rules, count, account, first_port)  # now, so that its ports are free when taken
     duty = layout.idle_duty(rules, measured.idle_unit_seconds, count)
     async with AsyncExitStack() as stack:
         nodes = []

@@ -44,6 +44,7 @@ class ChainInfo(Struct, frozen=True):
 
     height: int
     tip: str
+    genesis_hash: str
 
 
 class _Unit(Struct, frozen=True):
@@ -151,6 +152,14 @@ async def wait_ready(client: NodeClient, name: str, check_alive: Callable[[], No
             message = f"{name} was not ready within {_READY_SECONDS:g} s"
             raise DevnetError("not-ready", message, f"read its log: tilework devnet logs {name.removeprefix('node')}")
         await asyncio.sleep(_POLL_SECONDS)
+
+
+async def check_identity(client: NodeClient, name: str, genesis_hash: str) -> None:
+    """Raise DevnetError (port-taken) if what answers is a node of another network: its port was taken in between."""
+    info = await client.call("chain_info", ChainInfo)
+    if info.genesis_hash != genesis_hash:
+        message = f"another network's node answers on the port that {name} was to have"
+        raise DevnetError("port-taken", message, "start again: another port is chosen then")
 
 
 # ---------------------------------------------------------------------- workers

@@ -34,7 +34,8 @@ def variables(record: Record) -> dict[str, str]:
 @contextmanager
 def devnet(place: Layout, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`tilework devnet up`, on a leash, from "ready" on; however the test ends, nothing of it is left."""
-    command = [sys.executable, "-m", "node.devnet.leash", "devnet", "up", "--dir", str(place.directory), *options]
+    command = [sys.executable, "-m", "node.devnet.leash", "devnet", "up", "--dir", str(place.directory)]
+    command += ["--rpc-port", "0", *options]
     with (place.directory.parent / "up.log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
 
@@ -137,7 +138,9 @@ def test_a_detached_devnet_runs_until_it_is_stopped(tmp_path: Path) -> None:
     place = Layout(tmp_path / "net")
     here = ("--dir", str(place.directory))
     try:
-        ready = tilework("devnet", "up", *here, "--nodes", "1", "--block-time", "0.5", "--detach", patience_s=240)
+        ready = tilework(
+            "devnet", "up", *here, "--nodes", "1", "--block-time", "0.5", "--rpc-port", "0", "--detach", patience_s=240
+        )
         assert msgspec.convert(ready, Record) == place.read()
         status = tilework("devnet", "status", *here)
         assert status["running"]
