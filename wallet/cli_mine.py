@@ -41,6 +41,9 @@ def mine(key_file: Path | None, threads: int, units: int | None, idle_duty: floa
 
     Blocks reward the key's account. If that account is registered as a worker (`tilework worker register`), packets
     are dealt to it and answered here; do not run two miners with one key. Runs at low priority.
+
+    On a devnet a core at full duty wins far more than a block in two seconds, until the target follows: try
+    --idle-duty 0.001 there.
     """
     from wallet.miner import OutsideMiner, load_worker_key, told
 

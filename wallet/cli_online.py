@@ -67,7 +67,10 @@ timeout_option = click.option(
 @click.command(cls=Command)
 @click.argument("address", required=False)
 @click.option(
-    "--verify", is_flag=True, help="Prove the balance by the next block's header, instead of trusting the node."
+    "--verify",
+    is_flag=True,
+    help="Check the balance's proof against the next block's header, and that header's winning ticket. "
+    "Whether it is on the heaviest chain is still the node's word.",
 )
 @rpc_option
 @account_option

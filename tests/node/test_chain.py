@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,14 @@ def test_an_invalid_block_is_remembered_across_a_restart(builder: ChainBuilder) 
     with pytest.raises(ConsensusError):
         chain.add_block(bad.block)
     assert chain.best_header.height == 0
+    again = open_chain(builder, store)
+    with pytest.raises(ConsensusError) as caught:
+        again.add_block(bad.block)
+    child = ChainBuilder()
+    child.tip = replace(child.tip, block=bad.block)
+    with pytest.raises(ConsensusError) as caught:
+        chain.add_header(child.candidate().block.header)
+    assert caught.value.reason == Reason.INVALID_PARENT
 
 
 def test_a_branch_with_a_bad_block_is_cut_there_and_the_tip_stays(builder: ChainBuilder) -> None:

@@ -33,8 +33,8 @@ def place(tmp_path: Path) -> Layout:
     return Layout(directory)
 
 
-def describe(place: Layout, count: int = 3) -> Record:
-    record = layout.describe(place, layout.found(place, None), count, "user")
+def describe(place: Layout, count: int = 3, first_port: int = layout.RPC_PORT) -> Record:
+    record = layout.describe(place, layout.found(place, None), count, "user", first_port)
     place.write(record)
     return record
 
@@ -76,13 +76,12 @@ def test_a_damaged_genesis_is_no_new_network(place: Layout) -> None:
         layout.found(place, None)
 
 
-def test_ports_are_the_usual_ones_unless_taken_and_are_kept(place: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ports_are_the_usual_ones_unless_taken_and_are_kept(place: Layout) -> None:
     with socket.socket() as busy:
         busy.bind((layout.HOST, 0))
         busy.listen()
         base = busy.getsockname()[1]
-        monkeypatch.setattr(layout, "RPC_PORT", base)
-        first = describe(place, 2)
+        first = describe(place, 2, base)
         ports = [int(part.rpartition(":")[2]) for node in first.nodes for part in (node.rpc, node.p2p)]
         assert base not in ports
         assert len(set(ports)) == 4
