@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from consensus import crypto, merkle
 from consensus.codec import U32, U63, ZERO_HASH, Address, Hash, Nonce8, Value, decode, encode
-from consensus.params import MAX_BODY_BYTES, PROTOCOL_VERSION, ChainParams
+from consensus.params import PROTOCOL_VERSION, ChainParams
 from consensus.transaction import Result, Transaction
 
 MAX_HEADER_BYTES = 1024
@@ -162,8 +162,3 @@ def genesis(params: ChainParams, state_root: bytes) -> Block:
 def decode_header(data: bytes) -> Header:
     """A canonical header, or ConsensusError."""
     return decode(Header, data, MAX_HEADER_BYTES)
-
-
-def decode_block(data: bytes) -> Block:
-    """A canonical block of at most 1 MiB of body, or ConsensusError."""
-    return decode(Block, data, MAX_BODY_BYTES + MAX_HEADER_BYTES)

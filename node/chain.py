@@ -188,16 +188,6 @@ class Chain:
             child = entry
         return headers[::-1][:limit]
 
-    def bodies_wanted(self, limit: int) -> list[bytes]:
-        """Ids on the way to the best header whose bodies are missing, oldest first."""
-        missing = []
-        for entry in self.best_header.ancestors():
-            if self._is_main(entry):
-                break
-            if not entry.has_body:
-                missing.append(entry.id)
-        return missing[::-1][:limit]
-
     def missing_tensors(self, block: Block) -> list[bytes]:
         """Commitments of the tensors that a block obliges and that are not here yet."""
         return [c for c in validation.obliged_tensors(block) if not self.tensors.has(c)]

@@ -30,7 +30,7 @@ from consensus import merkle
 from consensus.codec import decode, encode
 from consensus.errors import ConsensusError
 from consensus.params import TILE_SIDE
-from consensus.tensor import INT8, ROWS, Matrix, Tensor, TensorSpec, strip_matrix, verify_strip
+from consensus.tensor import INT8, ROWS, Matrix, Tensor, TensorSpec
 from node.store import StorageError
 
 R = TypeVar("R")
@@ -137,47 +137,6 @@ class TensorStore:
             self._cached_bytes += tensor.spec.size
             while self._files is not None and self._cached_bytes > self._cache_bytes:
                 self._cached_bytes -= self._cache.popitem(last=False)[1].spec.size
-
-
-class Assembly:
-    """A tensor that arrives strip by strip, from several senders. Takes `spec.size` bytes, whatever is sent.
-
-    Strips may be added from several threads.
-    """
-
-    def __init__(self, spec: TensorSpec) -> None:
-        """Start with no strip; ValueError for a spec that no tensor has."""
-        if not spec.is_well_formed():
-            raise ValueError(f"no tensor is {spec.rows}×{spec.cols} in {spec.leaves} strips")
-        self.spec = spec
-        self._matrix: Matrix = np.empty((spec.rows, spec.cols), _dtype(spec))
-        self._held: set[int] = set()
-
-    def add(self, index: int, data: bytes, path: tuple[bytes, ...]) -> bool:
-        """Put in strip `index`; False, and nothing happens, if it is not the tensor's."""
-        if not verify_strip(self.spec, index, data, path):
-            return False
-        if index not in self._held:  # a finished tensor is not written to
-            strip = strip_matrix(self.spec, data)
-            part = slice(index * TILE_SIDE, (index + 1) * TILE_SIDE)
-            if self.spec.side == ROWS:
-                self._matrix[part] = strip
-            else:
-                self._matrix[:, part] = strip
-            self._held.add(index)
-        return True
-
-    def missing(self) -> list[int]:
-        """Indices of the strips that have not come, in order."""
-        return [index for index in range(self.spec.leaves) if index not in self._held]
-
-    def tensor(self) -> Tensor:
-        """The tensor, once all strips are here; ValueError before. Hashes every byte."""
-        if missing := self.missing():
-            raise ValueError(f"{len(missing)} of {self.spec.leaves} strips are missing")
-        tensor = Tensor(self._matrix, self.spec.side)
-        assert tensor.spec == self.spec, "verified strips make up another tensor"
-        return tensor
 
 
 class _Damaged(Exception):

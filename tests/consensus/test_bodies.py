@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from consensus import validation
-from consensus.block import Block, Body, decode_block
+from consensus.block import Block, Body
 from consensus.codec import encode
 from consensus.errors import ConsensusError, Reason
 from consensus.execution import Execution
@@ -74,15 +74,6 @@ def test_a_body_is_at_most_one_mib(chain: ChainBuilder) -> None:
     assert 8 * len(encode(big[0])) < 2**20 < 9 * len(encode(big[0]))
     chain.reject(Reason.BODY_TOO_LARGE, big)
     chain.reject(Reason.BAD_PAYLOAD, big[:8])
-
-
-def test_a_block_is_bounded_before_it_is_decoded(chain: ChainBuilder) -> None:
-    with pytest.raises(ConsensusError, match="oversize"):
-        decode_block(bytes(2**20 + 1025))
-    with pytest.raises(ConsensusError, match="malformed"):
-        decode_block(bytes(2**20 + 1024))
-    block = chain.mine([chain.transfer(ALICE, BOB, 1)]).block
-    assert decode_block(encode(block)) == block
 
 
 def test_a_transaction_stands_once(chain: ChainBuilder) -> None:

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from consensus.codec import encode
-from consensus.tensor import COLUMNS, ROWS, Tensor, TensorSpec, verify_strip
+from consensus.tensor import COLUMNS, ROWS, Tensor, verify_strip
 from node import tensors as tensors_module
 from node.store import StorageError
-from node.tensors import Assembly, TensorStore
+from node.tensors import TensorStore
 
 
 def make(seed: int = 0, rows: int = 192, cols: int = 128, *, columns: bool = False, product: bool = False) -> Tensor:
@@ -386,63 +384,6 @@ def test_a_path_that_is_no_directory(directory: Path) -> None:
     directory.write_text("a file")
     with pytest.raises(StorageError, match="cannot be opened: Not a directory"):
         TensorStore(directory)
-
-
-# ---------------------------------------------------------------------- assembly
-
-
-@given(st.sampled_from([LEFT, RIGHT, PRODUCT]), st.data())
-def test_strips_make_up_their_tensor_in_any_order(tensor: Tensor, data: st.DataObject) -> None:
-    assembly = Assembly(tensor.spec)
-    left = set(range(tensor.spec.leaves))
-    for index in data.draw(st.permutations(range(tensor.spec.leaves))):
-        assert assembly.missing() == sorted(left)
-        with pytest.raises(ValueError, match=f"{len(left)} of {tensor.spec.leaves} strips are missing"):
-            assembly.tensor()
-        assert assembly.add(index, tensor.strip(index), tensor.path(index))
-        left.remove(index)
-    assert assembly.missing() == []
-    assert same(assembly.tensor(), tensor)
-
-
-@KINDS
-def test_wrong_strips_are_refused_and_change_nothing(tensor: Tensor) -> None:
-    assembly = Assembly(tensor.spec)
-    strip, path = tensor.strip(0), tensor.path(0)
-    wrong = [
-        (1, strip, path),
-        (0, tensor.strip(1), path),
-        (0, strip, tensor.path(1)),
-        (0, strip, path[:-1]),
-        (0, strip, (*path, bytes(32))),
-        (0, strip[:-1], path),
-        (0, strip + b"\0", path),
-        (0, b"", ()),
-        (-1, strip, path),
-        (tensor.spec.leaves, strip, path),
-    ]
-    for index, data, siblings in wrong:
-        assert not assembly.add(index, data, siblings)
-    assert assembly.missing() == list(range(tensor.spec.leaves))
-    for index in range(tensor.spec.leaves):
-        assert assembly.add(index, tensor.strip(index), tensor.path(index))
-        assert not assembly.add(index, bytes(tensor.spec.strip_size), tensor.path(index))
-    assert same(assembly.tensor(), tensor)
-
-
-def test_a_strip_may_come_twice_even_when_the_tensor_is_done() -> None:
-    assembly = Assembly(LEFT.spec)
-    for index in [0, 0, 1, 2]:
-        assert assembly.add(index, LEFT.strip(index), LEFT.path(index))
-    tensor = assembly.tensor()
-    assert assembly.add(1, LEFT.strip(1), LEFT.path(1))
-    assert same(tensor, LEFT)
-
-
-@pytest.mark.parametrize(("rows", "cols", "leaves"), [(0, 64, 0), (64, 8192, 1), (100, 64, 1), (128, 64, 1)])
-def test_a_shape_that_no_tensor_has_takes_no_memory(rows: int, cols: int, leaves: int) -> None:
-    with pytest.raises(ValueError, match=f"no tensor is {rows}×{cols} in {leaves} strips"):
-        Assembly(TensorSpec(0, 0, rows, cols, leaves, bytes(32)))
 
 
 def flip_byte(file: Path, offset: int) -> None:
