@@ -14,7 +14,7 @@ import numpy.typing as npt
 from consensus.crypto import stream
 from consensus.work import kernel
 from consensus.work.noise import left_noise, right_noise
-from consensus.work.threads import share
+from consensus.work.threads import Stage, share
 from consensus.work.unit import LANES, TILE, Evaluation, Int8, Int32, Interrupted, UInt32, is_zero
 
 _Slots = npt.NDArray[np.int64]
@@ -56,8 +56,7 @@ def evaluate(seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupt
         for i in numbers:
             kernel.evaluate_wide_rows(i, a.ctypes.data, left, p, q, useful, rows, columns, product, states)
 
-    share(threads, n // TILE, pack)
-    done = share(threads, m // TILE, multiply, interrupted)
+    done = share(threads, Stage(n // TILE, pack), Stage(m // TILE, multiply), interrupted=interrupted)
     if not useful:
         product[:] = 0
     elif done < m // TILE:
@@ -83,8 +82,7 @@ def evaluate_idle(seed: bytes, m: int, n: int, k: int, threads: int, interrupted
         for i in numbers:
             kernel.evaluate_noise_rows(i, left, indices, rows, columns, offsets, product, states)
 
-    share(threads, n // TILE, pack)
-    done = share(threads, m // TILE, multiply, interrupted)
+    done = share(threads, Stage(n // TILE, pack), Stage(m // TILE, multiply), interrupted=interrupted)
     return Evaluation(product, states) if done == m // TILE else None
 
 
@@ -121,8 +119,7 @@ def _multiply_plain(a: Int8, b: Int8, product: Int32, threads: int) -> None:
         for i in numbers:
             kernel.multiply_plain_rows(i, a.ctypes.data, rows, columns, offsets, product)
 
-    share(threads, n // TILE, pack)
-    share(threads, m // TILE, multiply)
+    share(threads, Stage(n // TILE, pack), Stage(m // TILE, multiply))
 
 
 def _wide_size(k: int) -> int:

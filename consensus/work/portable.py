@@ -14,7 +14,7 @@ import numpy as np
 from consensus.work import reference
 from consensus.work.noise import noise_added
 from consensus.work.reference import noised
-from consensus.work.threads import share
+from consensus.work.threads import Stage, share
 from consensus.work.unit import (
     IDLE_BOUND,
     LANES,
@@ -72,7 +72,7 @@ def _transcript(a2: Int8, b2: Int8, threads: int, interrupted: Interrupted) -> E
             band = slice(TILE * i, TILE * (i + 1))
             product[band], states[i] = _band(a2[band], columns)
 
-    done = share(threads, m // TILE, multiply, interrupted)
+    done = share(threads, Stage(m // TILE, multiply), interrupted=interrupted)
     return Evaluation(product, states) if done == m // TILE else None
 
 

@@ -2,48 +2,98 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from threading import Lock
+from threading import Event, Lock
 
 from consensus.work.unit import Interrupted
 
 
-def share(
-    threads: int,
-    tasks: int,
-    work: Callable[[Iterator[int]], None],
-    interrupted: Interrupted = None,
-) -> int:
-    """Run `work` in so many threads, the caller's among them, over task numbers that they draw from one iterator.
+class Stage:
+    """Tasks 0 … count − 1 of one kind. `work` does those that it draws from the iterator that it is given."""
 
-    Returns how many tasks were done: all, or the first so many if `interrupted` came true between two.
-    """
-    given, lock = 0, Lock()
+    def __init__(self, count: int, work: Callable[[Iterator[int]], None]) -> None:
+        self.count = count
+        self.given = 0
+        self._work = work
+        self._finished = 0
+        self._lock = Lock()
+        self._over = Event()
 
-    def numbers() -> Iterator[int]:
-        nonlocal given
+    def run(self, interrupted: Interrupted = None) -> None:
+        """Work until no task is left, and until those that other threads have drawn are finished."""
+        try:
+            self._work(self._numbers(interrupted))
+        except BaseException:
+            self._over.set()  # nobody shall wait for a task that will never be finished; the caller gets the error
+            raise
+        if self.given == self.count:
+            self._over.wait()
+
+    def _numbers(self, interrupted: Interrupted) -> Iterator[int]:
         while interrupted is None or not interrupted():
-            with lock:
-                if given == tasks:
+            with self._lock:
+                if self.given == self.count:
                     return
-                number, given = given, given + 1
+                number, self.given = self.given, self.given + 1
             yield number
+            with self._lock:
+                self._finished += 1
+                if self._finished == self.count:
+                    self._over.set()
 
-    helpers = min(threads, tasks) - 1
+
+def share(threads: int, *stages: Stage, interrupted: Interrupted = None) -> int:
+    """Run the stages one after the other in so many threads, the caller's among them, with one hand-over for all.
+
+    `interrupted` is asked between two tasks of the last stage. Returns how many of its tasks were done: all, or the
+    first so many if it came true.
+    """
+    *first, last = stages
+
+    def run() -> None:
+        for stage in first:
+            stage.run()
+        last.run(interrupted)
+
+    helpers = min(threads, last.count) - 1
     if not helpers:
-        work(numbers())
-        return given
-    shares = [_pool(helpers).submit(work, numbers()) for _ in range(helpers)]
+        run()
+        return last.given
+    elsewhere = _other_processors()
+    shares = [_pool(helpers).submit(_help, elsewhere, run) for _ in range(helpers)]
     try:
-        work(numbers())
+        run()
     finally:
         # A share that no thread was free to begin has nothing left to do.
         for share in shares:
             if not share.cancel():
                 share.result()
-    return given
+    return last.given
+
+
+def _help(processors: set[int], run: Callable[[], None]) -> None:
+    if processors:
+        os.sched_setaffinity(0, processors)  # 0 is the calling thread
+    run()
+
+
+def _other_processors() -> set[int]:
+    """Where helpers may run: where the caller may, but not where it is. Empty: anywhere.
+
+    A woken thread may be put behind its waker on one processor, and stay there for a whole unit while another is idle.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return set()
+    return os.sched_getaffinity(0) - {int(_libc().sched_getcpu())}
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 @cache
