@@ -282,3 +282,15 @@ def test_a_packet_that_nobody_is_able_to_make_takes_no_room() -> None:
     small = job(chain, price=1)
     chain.mine([*(one.transaction for one in wide), small.transaction])
     assert [len(chain.held(one)) for one in (*wide, small)] == [0, 0, 0, 1]
+
+
+def test_packets_too_close_to_their_expiry_leave_the_queue_to_others() -> None:
+    """Decision 0001: two dear packets that can never be dealt again hide a cheap one for one block only."""
+    chain = ChainBuilder(regtest(max_examined=2), worked=False)
+    dear = job(chain, 2, price=100, expiry=12)
+    chain.mine([dear.transaction, chain.register(DAVE)])
+    chain.mine(count=7)
+    cheap = job(chain, seed=5, price=1)
+    chain.mine([cheap.transaction])
+    assert chain.height == 9
+    assert chain.held(cheap, dear) == [*cheap.packets]
