@@ -87,7 +87,7 @@ def test_a_partition_heals_with_a_reorganisation(tmp_path: Path) -> None:
 
 
 def test_nodes_agree_over_a_slow_and_lossy_line(tmp_path: Path) -> None:
-    with rig(tmp_path, spacing_ms=2000) as made:
+    with rig(tmp_path, spacing_ms=6000) as made:
         hub = made.node()
         with Proxy(hub.p2p_port, seed=3, delay_s=0.1, loss=0.05) as line:
             far = made.node([line.port])
@@ -95,4 +95,4 @@ def test_nodes_agree_over_a_slow_and_lossy_line(tmp_path: Path) -> None:
                 node.start()
             for node in (hub, far):
                 node.wait_ready()
-            until(lambda: agree([hub, far], 8), "eight common blocks", patience_s=120)
+            until(lambda: agree([hub, far], 8), "eight common blocks", patience_s=180)
