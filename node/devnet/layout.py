@@ -304,6 +304,12 @@ def node_arguments(record: Record, index: int, idle_duty: float) -> list[str]:
     return [*arguments, "--mine", "--mine-threads", "1", "--idle-duty", f"{idle_duty:.9f}"]
 
 
+class Measured(Struct, frozen=True):
+    """What one thread of this machine needs, as `node.devnet.warmup` found it."""
+
+    idle_unit_seconds: float
+
+
 def idle_duty(rules: ChainParams, unit_seconds: float, count: int) -> float:
     """The share of its time for which each of `count` nodes makes idle units, so that together they win a block per
     spacing at the anchor target."""

@@ -16,9 +16,8 @@ from msgspec.structs import replace
 from consensus.params import ChainParams
 from node.devnet import control, layout, watch
 from node.devnet.control import Order
-from node.devnet.layout import DevnetError, Layout, Record
+from node.devnet.layout import DevnetError, Layout, Measured, Record
 from node.devnet.processes import NodeProcess, Processes
-from node.devnet.warmup import Measured
 from node.devnet.watch import NetworkState, NodeClient, Observer
 
 Say = Callable[[str], None]

@@ -14,16 +14,11 @@ import msgspec
 
 from consensus import freivalds, work
 from consensus.params import ChainParams, devnet
+from node.devnet.layout import Measured
 from node.miner import LowPriorityCompute
 
 _RUNS = 8
 _REST_SECONDS = 0.25
-
-
-class Measured(msgspec.Struct, frozen=True):
-    """What one thread of this machine needs."""
-
-    idle_unit_seconds: float
 
 
 async def measure(params: ChainParams) -> Measured:
