@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from node import genesis
-from node.chain import Chain
-from node.store import LevelStore
-from node.tensors import TensorStore
+from node.chain.chain import Chain
+from node.chain.store import LevelStore
+from node.chain.tensors import TensorStore
 from tests.builders import ALICE, BOB, CAROL, DAVE, ERIN, FRANK, ChainBuilder, Node, operand
 
 READY_SECONDS = 60.0
@@ -67,7 +67,7 @@ def open_chain(builder: ChainBuilder, directory: Path) -> tuple[Chain, LevelStor
 def node_process(directory: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A node on free ports over `directory`, ready; yields its RPC URL and the process."""
     port = free_port()
-    command = [sys.executable, "-m", "node.cli", "node", "run", "--data-dir", str(directory), "--rpc-port", str(port)]
+    command = [sys.executable, "-m", "tilework", "node", "run", "--data-dir", str(directory), "--rpc-port", str(port)]
     log = (directory / "bench.log").open("wb")
     process = subprocess.Popen([*command, *flags], stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks._bench import Row, interleaved_medians, main, run_alone
-from consensus import freivalds, work
+from consensus import work
+from consensus.proofs import freivalds
 
 # m, k, n: least sgemm ÷ check, most check ÷ reading
 SHAPES: dict[tuple[int, int, int], tuple[float | None, float | None]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks._bench import Row, main
 from benchmarks._chains import lineage, lived_chain, open_chain
 from consensus import crypto
-from node.chain import Chain
+from node.chain.chain import Chain
 from tests.builders import USERS, WORKERS, ChainBuilder, Key, Node
 
 TRANSFERS = 2_000

@@ -6,9 +6,10 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
-from consensus import crypto, merkle
+from consensus import crypto
 from consensus.codec import U32, U63, ZERO_HASH, Address, Hash, Nonce8, Value, decode, encode
 from consensus.params import PROTOCOL_VERSION, ChainParams
+from consensus.proofs import merkle
 from consensus.transaction import Result, Transaction
 
 MAX_HEADER_BYTES = 1024

@@ -1,7 +1,7 @@
 """The state: typed tables over one flat, ordered map of bytes (docs/protocol.md, section 7).
 
 Keys are readable and ordered, so that consensus can walk a table ("the queue, dearest first"); the trie
-(`consensus.trie`) authenticates the same map by hashed keys and keeps its nodes beside it, under their paths.
+(`consensus.proofs.trie`) authenticates the same map by hashed keys and keeps its nodes beside it, under their paths.
 Whatever executes does so on an `Overlay`: the map below is never changed, and a refused block leaves no trace.
 """
 
@@ -13,8 +13,8 @@ from typing import Annotated, Generic, Protocol, TypeVar
 import msgspec
 from msgspec import Meta
 
-from consensus import trie
 from consensus.codec import U16, U32, U63, Address, Amount, Hash, PublicKey, Value, encode
+from consensus.proofs import trie
 from consensus.tensor import TensorSpec, left_spec, right_spec
 
 R = TypeVar("R", bound=Value)

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from consensus import merkle
 from consensus.codec import Hash, Value, encode
 from consensus.crypto import H
 from consensus.params import MAX_DIMENSION, OPERAND_BOUND, TILE_SIDE
+from consensus.proofs import merkle
 
 Matrix: TypeAlias = npt.NDArray[Any]
 """int8 or int32; which of them, the spec says."""

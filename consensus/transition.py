@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from consensus import assignment, crypto, jobs, state, workers
+from consensus import crypto, state
 from consensus.block import Block, Header, PacketUnit, genesis, unit_shape
 from consensus.errors import BadProof, ConsensusError, Reason
 from consensus.events import Event, Receipt
-from consensus.execution import Execution
-from consensus.issuance import next_base_fee
 from consensus.params import ChainParams
-from consensus.products import Products
+from consensus.proofs.products import Products
+from consensus.rules import assignment, jobs, workers
+from consensus.rules.execution import Execution
+from consensus.rules.issuance import next_base_fee
 from consensus.state import (
     ACCOUNTS,
     LEDGER,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from consensus import crypto, difficulty, jobs, tensor, work
+from consensus import crypto, difficulty, tensor, work
 from consensus.block import Block, Body, Header, Idle, PacketUnit, unit_shape
 from consensus.codec import Hash, Value, encode
 from consensus.errors import BadProof, ConsensusError, Reason
@@ -31,6 +31,7 @@ from consensus.params import (
     TILE_SIDE,
     ChainParams,
 )
+from consensus.rules import jobs
 from consensus.tensor import TensorSpec, left_spec, right_spec
 from consensus.transaction import SubmitJob, Transaction, Transfer, TxBody, unit_bytes
 

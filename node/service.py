@@ -30,24 +30,29 @@ from typing import Any, ParamSpec, TypeVar
 
 from msgspec import Struct
 
-from consensus import freivalds, work
+from consensus import work
 from consensus.address import encode_address
 from consensus.block import Block
 from consensus.params import ChainParams
+from consensus.proofs import freivalds
 from consensus.validation import Strips
 from node import genesis
-from node.chain import Chain, Import
+from node.chain.chain import Chain, Import
+from node.chain.store import LevelStore, StorageError, Store, StoreInUse
+from node.chain.tensors import TensorStore
 from node.compute import ThreadCompute
 from node.config import Config
-from node.identity import Identity, IdentityError, load_or_create
-from node.intake import Intake, Observer
-from node.limits import DEFAULT
-from node.mempool import Mempool
 from node.metrics import Metrics, Reading
-from node.miner import LowPriorityCompute, Miner, MinerStats
-from node.network import Network, NetworkConfig
-from node.producer import Producer
-from node.results import ResultPool
+from node.mining.desk import WorkDesk
+from node.mining.miner import LowPriorityCompute, Miner, MinerStats
+from node.mining.producer import Producer
+from node.p2p.identity import Identity, IdentityError, load_or_create
+from node.p2p.limits import DEFAULT
+from node.p2p.network import Network, NetworkConfig
+from node.p2p.transport import Address, TlsTransport
+from node.pool.intake import Intake, Observer
+from node.pool.mempool import Mempool
+from node.pool.results import ResultPool
 from node.rpc.context import Context
 from node.rpc.methods import TABLE, TITLE
 from node.rpc.methods_chain import is_syncing
@@ -57,11 +62,7 @@ from node.rpc.subscriptions import Hub
 from node.rpc.tensors import TensorRoutes
 from node.rpc.topics import Publisher
 from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
-from node.store import LevelStore, StorageError, Store, StoreInUse
-from node.tensors import TensorStore
-from node.transport import Address, TlsTransport
-from node.work_desk import WorkDesk
-from node.workerkey import WorkerKey, WorkerKeyError
+from worker.key import WorkerKey, WorkerKeyError
 
 P = ParamSpec("P")
 T = TypeVar("T")

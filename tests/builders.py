@@ -26,13 +26,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
-from consensus import jobs, params, state, validation, work
+from consensus import params, state, validation, work
 from consensus.block import Block, Body, Header, HeaderCore, Idle, PacketUnit, Proof
 from consensus.crypto import H, address_of
 from consensus.difficulty import MEDIAN_SPAN, block_work
 from consensus.errors import ConsensusError, Reason
 from consensus.params import PROTOCOL_VERSION, TILE, Allocation, ChainParams
-from consensus.products import CheckedProducts, Products
+from consensus.proofs.products import CheckedProducts, Products
+from consensus.rules import jobs
 from consensus.state import HELD, Changes, EmptyState, Group, Overlay, Packet, StateReader, Worker
 from consensus.tensor import COLUMNS, Tensor
 from consensus.transaction import (

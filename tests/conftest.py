@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.wallet.network import Running, register_worker, running_node
 
 # A shared core can pause for longer than any single example takes, so time per example says nothing here.
 settings.register_profile("tilework", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tilework")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A mining node whose worker is registered and dealt to; one a test module, since starting it takes seconds."""
+    with running_node(tmp_path_factory.mktemp("network") / "node") as node:
+        asyncio.run(register_worker(node.url, min_price=5))
+        yield node

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
-from consensus.products import CheckedProducts
+from consensus.proofs.products import CheckedProducts
 from consensus.state import NODE_PREFIX
 from consensus.tensor import Tensor
 

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("consensus", "vm", "wallet", "node")
+PACKAGES = ("consensus", "vm", "worker", "wallet", "node", "devnet", "tilework")
 
 ALLOWED = {
     "consensus": {"consensus"},
     "vm": {"vm", "consensus"},
-    "wallet": {"wallet", "consensus"},
-    "node": {"node", "vm", "consensus"},
+    "worker": {"worker", "consensus"},
+    "wallet": {"wallet", "worker", "consensus"},
+    "node": {"node", "vm", "worker", "consensus"},
+    "devnet": {"devnet", "node", "wallet", "worker", "vm", "consensus"},
+    "tilework": {"tilework", "devnet", "node", "wallet", "worker", "vm", "consensus"},
 }
 
 LONG_FOR_A_REASON = {
@@ -45,11 +48,8 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
-    allowed = ALLOWED[package]
-    if path.parent == ROOT / "node" and (path.stem == "cli" or path.stem.startswith("cli_")):
-        allowed = allowed | {"wallet"}
     roots = {name.split(".")[0] for name in imported(path)}
-    assert roots & set(PACKAGES) <= allowed
+    assert roots & set(PACKAGES) <= ALLOWED[package]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "consensus").rglob("*.py")), ids=lambda path: path.name)

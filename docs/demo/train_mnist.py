@@ -1,4 +1,4 @@
-"""Train the demonstration network, quantise it to 7 bits, and write both files of `wallet/data/`.
+"""Train the demonstration network, quantise it to 7 bits, and write both files of `wallet/models/data/`.
 
     pip install -e .[train] && python docs/demo/train_mnist.py [--out DIRECTORY]
 
@@ -27,8 +27,8 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from consensus.params import OPERAND_BOUND
-from wallet.demo import ARRAYS_NAME, DATA, MANIFEST_NAME, ArrayEntry, LayerEntry, Manifest, count_correct
-from wallet.network import Layer, QuantisedNetwork, Requantise, run_local
+from wallet.models.demo import ARRAYS_NAME, DATA, MANIFEST_NAME, ArrayEntry, LayerEntry, Manifest, count_correct
+from wallet.models.quantised import Layer, QuantisedNetwork, Requantise, run_local
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -114,7 +114,7 @@ def compressed(arrays: dict[str, npt.NDArray[np.generic]]) -> bytes:
     "--out",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     default=DATA,
-    help="Directory for the two files; wallet/data of this checkout if not given.",
+    help="Directory for the two files; wallet/models/data of this checkout if not given.",
 )
 def main(out: Path) -> None:
     pixels, labels = mnist_data()

@@ -13,20 +13,20 @@ from consensus.errors import ConsensusError, MissingTensor, Reason
 from consensus.state import StateReader
 from consensus.tensor import Tensor
 from consensus.transaction import Result, Transaction
-from node.chain import Chain, Import
+from node.chain.chain import Chain, Import
+from node.chain.headers import HeaderEntry
 from node.compute import Compute
-from node.headers import HeaderEntry
-from node.mempool import Mempool, PoolError
-from node.results import ResultPool
+from node.mining.desk import WorkUnit
+from node.pool.mempool import Mempool, PoolError
+from node.pool.results import ResultPool
 from node.rpc.jsonrpc import INVALID_PARAMS, REJECTED, UNAVAILABLE, RpcError
 from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
-from node.work_desk import WorkUnit
 
 T = TypeVar("T")
 
 
 class Door(Protocol):
-    """How things enter; `node.intake.Intake`."""
+    """How things enter; `node.pool.intake.Intake`."""
 
     @property
     def pool(self) -> Mempool: ...
@@ -38,7 +38,7 @@ class Door(Protocol):
 
 
 class Desk(Protocol):
-    """Units for outside miners; `node.work_desk.WorkDesk`."""
+    """Units for outside miners; `node.mining.desk.WorkDesk`."""
 
     async def get_unit(self, worker: bytes) -> WorkUnit: ...
     async def submit(self, unit_id: bytes, i: int, j: int, state: bytes, product: Tensor) -> Import: ...

@@ -9,9 +9,9 @@ from msgspec import Meta
 from consensus import state
 from consensus.codec import encode
 from consensus.state import StateReader
-from node.chain import Chain
+from node.chain.chain import Chain
+from node.chain.headers import HeaderEntry
 from node.genesis import ParamsView, to_view
-from node.headers import HeaderEntry
 from node.rpc.context import Context
 from node.rpc.jsonrpc import INVALID_PARAMS, NOT_FOUND, UNAVAILABLE, RpcError
 from node.rpc.registry import NoParams, Params, Table

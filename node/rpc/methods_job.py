@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from consensus import events
 from consensus.state import GROUPS, PACKETS
-from node.chain import Chain
+from node.chain.chain import Chain
 from node.rpc.context import Context
 from node.rpc.jsonrpc import NOT_FOUND, RpcError
 from node.rpc.registry import Params, Table

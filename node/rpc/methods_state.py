@@ -6,10 +6,11 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from consensus import state, trie
+from consensus import state
 from consensus.codec import encode
+from consensus.proofs import trie
 from consensus.state import ACCOUNTS, NODE_PREFIX, StateReader
-from node.headers import HeaderEntry
+from node.chain.headers import HeaderEntry
 from node.rpc.context import Context
 from node.rpc.registry import Params, Table
 from node.rpc.views import AccountView, ProofView
@@ -36,7 +37,7 @@ async def state_get_account(node: Context, params: OfAccount) -> AccountView:
 async def state_get_proof(node: Context, params: OfAccount) -> ProofView:
     """A Merkle proof of an account's record, or of its absence, after the tip.
 
-    Check it against the `state_root` of the header one above `height`, with `consensus.trie.verify`.
+    Check it against the `state_root` of the header one above `height`, with `consensus.proofs.trie.verify`.
     """
     address = node.address(params.address)
     key = ACCOUNTS.key(address)

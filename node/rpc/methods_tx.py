@@ -10,7 +10,7 @@ from msgspec import Meta
 from consensus import state
 from consensus.params import MAX_TX_BYTES
 from consensus.transaction import Transaction
-from node.chain import Chain
+from node.chain.chain import Chain
 from node.rpc.context import Context, decode_hex, refusals
 from node.rpc.jsonrpc import NOT_FOUND, REJECTED, UNAVAILABLE, RpcError
 from node.rpc.registry import NoParams, Params, Table

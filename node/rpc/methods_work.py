@@ -9,7 +9,7 @@ from msgspec import Meta
 from consensus.block import MAX_HEADER_BYTES, HeaderCore, PacketUnit
 from consensus.codec import decode
 from consensus.transaction import Result
-from node.intake import NotYet
+from node.pool.intake import NotYet
 from node.rpc.context import Context, decode_hex, refusals
 from node.rpc.jsonrpc import NOT_READY, REJECTED, UNAVAILABLE, RpcError
 from node.rpc.methods_chain import is_syncing

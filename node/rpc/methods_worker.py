@@ -6,10 +6,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from consensus import workers
 from consensus.params import ChainParams
+from consensus.rules import workers
 from consensus.state import WORKERS, StateReader, Worker
-from node.headers import HeaderEntry
+from node.chain.headers import HeaderEntry
 from node.rpc.context import Context
 from node.rpc.registry import Params, Table
 from node.rpc.views_work import WorkerView

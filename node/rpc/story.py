@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Literal, TypeVar
 
-from consensus import events, jobs
+from consensus import events
 from consensus.events import Event
 from consensus.params import ChainParams
+from consensus.rules import jobs
 from consensus.state import DONE, GROUPS, HELD, PACKETS, QUEUED, WITHDRAWN, Group, Packet, StateReader
 from consensus.transaction import SubmitJob, Transaction, packet_id
-from node.chain import Chain
+from node.chain.chain import Chain
 from node.rpc.views_work import Explanation, JobEventName, JobStatus, JobView, PacketView, StoryLine
 
 E = TypeVar("E", bound=Event)

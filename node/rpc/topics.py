@@ -5,7 +5,7 @@ from __future__ import annotations
 from consensus.address import encode_address
 from consensus.events import Event
 from consensus.transaction import Result, Transaction
-from node.chain import Chain, Import
+from node.chain.chain import Chain, Import
 from node.rpc.context import Context
 from node.rpc.registry import Table
 from node.rpc.story import name_of, tell

@@ -12,8 +12,8 @@ from consensus import validation
 from consensus.block import Block, Body
 from consensus.codec import encode
 from consensus.errors import ConsensusError, Reason
-from consensus.execution import Execution
 from consensus.params import MAX_TENSOR_BYTES
+from consensus.rules.execution import Execution
 from consensus.transaction import Operand, Output, Pair, SubmitJob, Transfer
 from tests.builders import (
     ALICE,

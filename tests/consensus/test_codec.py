@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from consensus import block, events, transaction, transition, trie, validation  # noqa: F401  (all structs are declared)
+from consensus import block, events, transaction, transition, validation  # noqa: F401  (all structs are declared)
 from consensus.block import Block, Header, decode_header
 from consensus.codec import U16, Value, decode, encode
 from consensus.errors import ConsensusError, Reason
 from consensus.params import MAX_TX_BYTES, ChainParams
+from consensus.proofs import trie  # noqa: F401  (all structs are declared)
 from consensus.transaction import Output, Payload, RetireWorker, Transaction, Transfer, decode_transaction
 from tests.builders import ALICE, BOB, ChainBuilder
 from tests.consensus.strategies import subclasses, values

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consensus import state, trie
+from consensus import state
 from consensus.crypto import H
+from consensus.proofs import trie
 from consensus.state import ACCOUNTS, DEADLINES, QUEUE, REWARDS, Account, Entry, Mark, Overlay, Reward
 from tests.builders import ALICE, BOB, DAVE, ChainBuilder, operand, worker_chain
 from tests.fakes import Snapshot

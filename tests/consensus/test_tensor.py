@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from consensus import merkle, tensor
+from consensus import tensor
 from consensus.codec import encode
+from consensus.proofs import merkle
 from consensus.tensor import COLUMNS, INT8, ROWS, Tensor, TensorSpec
 from tests.builders import operand
 

@@ -19,17 +19,17 @@ from consensus.params import ChainParams
 from consensus.tensor import Tensor
 from consensus.transaction import Result, Transaction
 from consensus.validation import obliged_tensors
-from node.chain import Chain, Import
+from node.chain.chain import Chain, Import
+from node.chain.store import MemoryStore, StorageError, Store
+from node.chain.tensors import TensorStore
 from node.compute import Compute, InlineCompute
-from node.intake import Intake
-from node.mempool import Mempool
-from node.producer import REFRESH_MS, Candidate, Producer
-from node.results import ResultPool
-from node.store import MemoryStore, StorageError, Store
-from node.tensors import TensorStore
-from node.workerkey import WorkerKey
+from node.mining.producer import REFRESH_MS, Candidate, Producer
+from node.pool.intake import Intake
+from node.pool.mempool import Mempool
+from node.pool.results import ResultPool
 from tests import builders
 from tests.builders import ChainBuilder, Job, Key
+from worker.key import WorkerKey
 
 P = ParamSpec("P")
 

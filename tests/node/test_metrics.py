@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from node.chain import ConnectedBlock, Import
-from node.index import Outcome
+from node.chain.chain import ConnectedBlock, Import
+from node.chain.index import Outcome
 from node.metrics import Metrics, Reading
 from tests.builders import ChainBuilder
 

@@ -20,12 +20,12 @@ from consensus.params import TILE, Allocation
 from consensus.transaction import Output, Transfer, TxBody
 from consensus.validation import intrinsic_gas
 from node import genesis, service
-from node.chain import Chain
+from node.chain.chain import Chain
+from node.chain.store import StorageError
 from node.config import Config, Limits, Mining, P2p, Rpc
 from node.service import Node, StartError
-from node.store import StorageError
-from node.workerkey import WorkerKey
 from tests.builders import ALICE, BOB, FUNDS
+from worker.key import WorkerKey
 
 STOP_SECONDS = 5.0
 

@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from consensus.params import ChainParams
-from node.devnet import layout
-from node.devnet.layout import HOST, Layout
-from node.devnet.processes import node_environment
+from devnet import layout
+from devnet.layout import HOST, Layout
+from devnet.processes import node_environment
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ class RealNode:
         self.directory.mkdir(exist_ok=True)
         with (self.directory / "node.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "node.devnet.leash", *self.arguments],
+                [sys.executable, "-m", "devnet.leash", "tilework", *self.arguments],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from consensus.params import TILE
-from node.devnet import layout
-from node.devnet.layout import Layout, Record
+from devnet import layout
+from devnet.layout import Layout, Record
 from tests.processes.harness import call, is_ready, is_running, tilework, until
 
 RECIPIENT = 9
@@ -34,7 +34,7 @@ def variables(record: Record) -> dict[str, str]:
 @contextmanager
 def devnet(place: Layout, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`tilework devnet up`, on a leash, from "ready" on; however the test ends, nothing of it is left."""
-    command = [sys.executable, "-m", "node.devnet.leash", "devnet", "up", "--dir", str(place.directory)]
+    command = [sys.executable, "-m", "devnet.leash", "tilework", "devnet", "up", "--dir", str(place.directory)]
     command += ["--rpc-port", "0", *options]
     with (place.directory.parent / "up.log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)

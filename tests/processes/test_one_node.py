@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from node.devnet import layout
+from devnet import layout
 from tests.processes.harness import RealNode, is_running, rig, until
 
 

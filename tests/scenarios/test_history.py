@@ -10,13 +10,14 @@ import numpy.typing as npt
 import pytest
 from msgspec.structs import replace
 
-from consensus import freivalds, merkle, state, validation, work
+from consensus import state, validation, work
 from consensus.block import Block, Header, PacketUnit
 from consensus.codec import MAX_AMOUNT, encode
 from consensus.difficulty import block_work
 from consensus.errors import BadProof, Reason
 from consensus.events import Answered, Dealt, Dropped, Missed
 from consensus.params import NOISED_BOUND, TILE
+from consensus.proofs import freivalds, merkle
 from consensus.state import Overlay
 from consensus.tensor import COLUMNS, Tensor
 from consensus.transaction import Output, Transfer

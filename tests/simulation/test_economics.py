@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from consensus import jobs, work
+from consensus import work
 from consensus.errors import Reason
 from consensus.events import Answered, Missed
 from consensus.params import MAX_TARGET
+from consensus.rules import jobs
 from consensus.transaction import macs
 from tests.builders import ALICE, DAVE, ERIN, FRANK, operand, worker_chain
 from tests.simulation.economy import MARKET_PRICE, SIDE, Economy, Strategy, advantage, asking_price, compare

@@ -14,20 +14,20 @@ from consensus.crypto import H
 from consensus.params import ChainParams
 from consensus.state import PACKETS, StateReader
 from consensus.transaction import SubmitJob, Transaction
-from node.chain import Chain
+from node.chain.chain import Chain
+from node.chain.store import MemoryStore
+from node.chain.tensors import TensorStore
 from node.compute import InlineCompute
-from node.identity import from_seed
-from node.intake import Intake
-from node.mempool import Mempool
-from node.miner import Miner
-from node.network import Network, NetworkConfig
-from node.producer import Producer
-from node.results import ResultPool
-from node.store import MemoryStore
-from node.tensors import TensorStore
-from node.transport import Address
+from node.mining.miner import Miner
+from node.mining.producer import Producer
+from node.p2p.identity import from_seed
+from node.p2p.network import Network, NetworkConfig
+from node.p2p.transport import Address
+from node.pool.intake import Intake
+from node.pool.mempool import Mempool
+from node.pool.results import ResultPool
 from tests.builders import WORKERS, ChainBuilder, Key, regtest
-from tests.node.memory_transport import MemoryWorld
+from tests.node.p2p.memory_transport import MemoryWorld
 from tests.node.rig import worker_key
 
 P = ParamSpec("P")

@@ -19,10 +19,10 @@ from consensus.transaction import RegisterWorker
 from node import genesis
 from node.config import Config, Mining, P2p, Rpc
 from node.service import Node
-from node.workerkey import WorkerKey
-from wallet.gateway import Gateway
-from wallet.keys import SigningKey, account_key
-from wallet.purse import Purse
+from wallet.accounts.keys import SigningKey, account_key
+from wallet.client.gateway import Gateway
+from wallet.client.purse import Purse
+from worker.key import WorkerKey
 
 T = TypeVar("T")
 

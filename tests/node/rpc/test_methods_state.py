@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from consensus import trie
 from consensus.block import decode_header
 from consensus.codec import decode
+from consensus.proofs import trie
 from consensus.state import Account
 from tests.builders import ALICE, BOB, FUNDS, MINER
 from tests.node.rpc.world import World

@@ -10,19 +10,19 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from node.chain import Chain, Import
+from node.chain.chain import Chain, Import
+from node.chain.store import MemoryStore, StorageError
+from node.chain.tensors import TensorStore
 from node.compute import InlineCompute
-from node.intake import Intake
-from node.mempool import Mempool
-from node.producer import Producer
-from node.results import ResultPool
+from node.mining.desk import WorkDesk
+from node.mining.producer import Producer
+from node.pool.intake import Intake
+from node.pool.mempool import Mempool
+from node.pool.results import ResultPool
 from node.rpc.context import Context
 from node.rpc.jsonrpc import RpcError
 from node.rpc.methods import TABLE
 from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
-from node.store import MemoryStore, StorageError
-from node.tensors import TensorStore
-from node.work_desk import WorkDesk
 from tests.builders import DAVE, ERIN, ChainBuilder, Job, Key, Node, operand
 
 PEER = PeerView("aa", "127.0.0.1:1", "out", "test", 1, 7, None, 0.0, 10, 20)

@@ -1,0 +1,1 @@
+"""One block's rules by subject, over `Execution`: workers, jobs, dealing, issuance."""

@@ -1,0 +1,152 @@
+"""Dealing: which waiting packets go to which workers, at the end of a block (docs/protocol.md, section 9).
+
+The draw hashes a ticket that nobody knew before the work of four blocks ago was done, so no worker chooses its
+packets and no owner its workers.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from consensus import events
+from consensus.crypto import H
+from consensus.params import MAX_TENSOR_BYTES
+from consensus.rules import jobs, workers
+from consensus.rules.execution import Execution
+from consensus.state import (
+    DEADLINES,
+    GROUPS,
+    HELD,
+    PACKETS,
+    QUEUE,
+    WITHDRAWN,
+    WORKERS,
+    Group,
+    Mark,
+    Packet,
+    Slot,
+    Worker,
+)
+from consensus.transaction import OPEN, unit_bytes
+
+
+class FreeSlot(NamedTuple):
+    """One packet's worth of an active worker."""
+
+    address: bytes
+    number: int
+    worker: Worker
+
+
+def deal(block: Execution, randomness: bytes) -> None:
+    """Give queued packets to free slots, both in order; open groups may give one worker several packets."""
+    waiting = _examined(block)
+    if not waiting:
+        return
+    free = _free_slots(block, randomness)
+    held = _held(block)
+    holders = {(job, address) for job, address, _ in held}
+    # All products held must fit into the blocks of one window, with half of their bytes left for new operands: else
+    # workers would be fined for answers that no block had room for.
+    room = block.params.window * MAX_TENSOR_BYTES // 2 - sum(product_bytes for _, _, product_bytes in held)
+    # Pass 1 spreads a group over distinct workers. Pass 2 gives what is left of open groups to anyone who is able:
+    # the chain checks every product, so one worker with many packets is no danger there.
+    for spreads in (True, False):
+        remaining = []
+        for identity, packet, group in waiting:
+            slot = _first_able(free, packet, group, holders if spreads else set())
+            if slot is None or not (spreads or group.mode == OPEN):
+                remaining.append((identity, packet, group))
+                continue
+            room -= _product_bytes(packet)
+            if room < 0:
+                return  # and not on to smaller ones: a large packet must not be passed over for ever
+            free.remove(slot)
+            holders.add((packet.job, slot.address))
+            _hand(block, identity, packet, slot)
+        waiting = remaining
+
+
+def reward_per_packet(price: int, threshold: int, packets: int) -> int:
+    """What a packet of the group earns on average, in grains per 2²⁰ MACs: k of n in full, the rest a quarter."""
+    return price * (3 * threshold + packets) // (4 * packets)
+
+
+def _examined(block: Execution) -> list[tuple[bytes, Packet, Group]]:
+    """The packets at the queue's head. Those too close to their expiry for a whole window leave the queue for good,
+    so that they do not stand before others."""
+    found = []
+    for _, entry in list(islice(QUEUE.scan(block.state), block.params.max_examined)):
+        packet = PACKETS.get(block.state, entry.packet_id)
+        assert packet is not None, "a queued packet that does not exist"
+        group = GROUPS.get(block.state, packet.job)
+        assert group is not None, "a packet without its group"
+        if block.height + block.params.window < group.expiry:
+            found.append((entry.packet_id, packet, group))
+        else:
+            jobs.dequeue(block, group, packet)
+            PACKETS.put(block.state, replace(packet, status=WITHDRAWN), entry.packet_id)
+    return found
+
+
+def _free_slots(block: Execution, randomness: bytes) -> list[FreeSlot]:
+    drawn = []
+    for address, worker in WORKERS.scan(block.state):
+        if not workers.is_active(block.params, worker, block.height):
+            continue
+        taken = {slot.index for slot in worker.slots}
+        # A worker whose bond or score has shrunk may hold packets in slots beyond its count: they count all the same.
+        room = workers.slot_count(block.params, worker) - len(taken)
+        for index in range(workers.slot_count(block.params, worker)):
+            if room > 0 and index not in taken:
+                order = H("tw/deal", randomness + address + index.to_bytes(4, "little"))
+                drawn.append((order, FreeSlot(address, index, worker)))
+                room -= 1
+    drawn.sort(key=lambda pair: pair[0])
+    return [slot for _, slot in drawn]
+
+
+def _held(block: Execution) -> list[tuple[bytes, bytes, int]]:
+    """(group, worker, bytes of the product) for every packet held."""
+    found = []
+    for address, worker in WORKERS.scan(block.state):
+        for slot in worker.slots:
+            packet = PACKETS.get(block.state, slot.packet_id)
+            assert packet is not None, "a slot with an unknown packet"
+            found.append((packet.job, address, _product_bytes(packet)))
+    return found
+
+
+def _first_able(
+    free: list[FreeSlot], packet: Packet, group: Group, holders: set[tuple[bytes, bytes]]
+) -> FreeSlot | None:
+    """The first free slot of a worker that is able and, as `holders` tell, holds no packet of the group."""
+    able = (slot for slot in free if (packet.job, slot.address) not in holders and _is_able(slot, packet, group))
+    return next(able, None)
+
+
+def _product_bytes(packet: Packet) -> int:
+    return 4 * packet.m * packet.n
+
+
+def _is_able(slot: FreeSlot, packet: Packet, group: Group) -> bool:
+    worker = slot.worker
+    return worker.max_unit_bytes >= unit_bytes(packet.m, packet.n, packet.k) and worker.min_price <= reward_per_packet(
+        group.price, group.threshold, group.packets
+    )
+
+
+def _hand(block: Execution, identity: bytes, packet: Packet, slot: FreeSlot) -> None:
+    group = GROUPS.get(block.state, packet.job)
+    assert group is not None, "a packet without its group"
+    jobs.dequeue(block, group, packet)
+    held = replace(packet, status=HELD, worker=slot.address, slot=slot.number, dealt_at=block.height)
+    until = jobs.deadline(block.params, held)
+    PACKETS.put(block.state, held, identity)
+    DEADLINES.put(block.state, Mark(), until, identity)
+    GROUPS.put(block.state, replace(group, held=group.held + 1), packet.job)
+    workers.take_slot(block, slot.address, Slot(slot.number, identity))
+    block.events.append(events.Dealt(packet.job, identity, slot.address, slot.number, until))

@@ -1,0 +1,79 @@
+"""The context in which one block executes: its overlay, its counters, and the moves that grains can make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from consensus import state
+from consensus.codec import MAX_AMOUNT
+from consensus.errors import ConsensusError, Reason
+from consensus.events import Event, Receipt
+from consensus.params import MAX_TENSOR_BYTES, ChainParams
+from consensus.rules.issuance import subsidy
+from consensus.state import ACCOUNTS, Account, Ledger, Overlay, StateReader
+
+
+class Execution:
+    """One block being executed over the state after its parent.
+
+    Every rule checks before it writes, so whatever raises has changed nothing.
+
+    Attributes:
+        params, height, miner: of the block.
+        state: the overlay that collects the block's writes.
+        ledger: the parent's ledger; `burned`, `sequence` and `gas_used` count on from it.
+        reward: grains that the miner is credited after `maturity` (subsidy, tips, inclusion shares).
+        events, receipts: what happened, for indexes and users.
+    """
+
+    def __init__(self, params: ChainParams, parent: StateReader, height: int, miner: bytes) -> None:
+        self.params = params
+        self.height = height
+        self.miner = miner
+        self.state = Overlay(parent)
+        self.ledger: Ledger = state.ledger(parent)
+        self.minted = subsidy(params, height)
+        self.reward = self.minted
+        self.burned = self.ledger.burned
+        self.sequence = self.ledger.sequence
+        self.gas_used = 0
+        self.events: list[Event] = []
+        self.receipts: list[Receipt] = []
+        self._obliged: dict[bytes, int] = {}
+
+    def credit(self, address: bytes, amount: int) -> None:
+        """Add grains to an account."""
+        if amount:
+            before = state.account(self.state, address)
+            if before.balance + amount > MAX_AMOUNT:
+                raise ConsensusError(Reason.AMOUNT_OVERFLOW, before.balance + amount, MAX_AMOUNT)
+            self._put(address, before, before.balance + amount)
+
+    def debit(self, address: bytes, amount: int) -> None:
+        """Take grains from an account, or INSUFFICIENT_BALANCE."""
+        before = state.account(self.state, address)
+        if before.balance < amount:
+            raise ConsensusError(Reason.INSUFFICIENT_BALANCE, before.balance, amount)
+        if amount:
+            self._put(address, before, before.balance - amount)
+
+    def burn(self, amount: int) -> None:
+        """Count grains, taken elsewhere, as destroyed."""
+        self.burned += amount
+
+    def use_nonce(self, address: bytes) -> None:
+        """Count one transaction of `address`."""
+        before = state.account(self.state, address)
+        ACCOUNTS.put(self.state, Account(before.balance, before.nonce + 1), address)
+
+    def oblige(self, sizes: Mapping[bytes, int]) -> None:
+        """Count tensors (commitment → bytes) against the block's limit, each once, or TOO_MANY_TENSOR_BYTES."""
+        total = sum(sizes.values()) + sum(size for c, size in self._obliged.items() if c not in sizes)
+        if total > MAX_TENSOR_BYTES:
+            raise ConsensusError(Reason.TOO_MANY_TENSOR_BYTES, total, MAX_TENSOR_BYTES)
+        self._obliged.update(sizes)
+
+    def _put(self, address: bytes, before: Account, balance: int) -> None:
+        ACCOUNTS.put(self.state, msgspec.structs.replace(before, balance=balance), address)

@@ -1,0 +1,584 @@
+"""The chain: which blocks there are, which of them count, and what they did to the state.
+
+One lock serialises imports; a second one, held only while a batch is committed or something is read, keeps readers
+consistent. A block is executed on an overlay first and then written, with its undo data, index and tip, in one synced
+batch: a crash leaves either the old tip or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from consensus import events, transition, validation
+from consensus.block import Block, Body, Header, PacketUnit
+from consensus.codec import encode
+from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
+from consensus.params import ChainParams
+from consensus.proofs.trie import CorruptTrieError
+from consensus.state import GROUPS, Changes, Overlay, StateReader, root_of
+from consensus.tensor import left_spec, right_spec
+from consensus.transaction import Transaction
+from consensus.transition import Transition
+from consensus.validation import Strips
+from node.chain import index, schema, snapshot
+from node.chain.headers import HeaderEntry, HeaderTree, fork_point, locator, path
+from node.chain.index import Location, Movement, Outcome
+from node.chain.retention import Retention
+from node.chain.schema import Tip
+from node.chain.snapshot import Staging, stored_header
+from node.chain.store import StorageError, Store
+from node.chain.tensors import TensorStore
+from node.chain.tipstate import TipState
+from node.chain.verified import VerifiedProducts, VerifiedSignatures
+
+T = TypeVar("T")
+
+logger = logging.getLogger("tilework.chain")
+
+
+@dataclass(frozen=True)
+class ConnectedBlock:
+    """A block that became part of the main chain, and what it did."""
+
+    block: Block
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Import:
+    """What taking in a block changed. Nothing changed if it went to a side branch."""
+
+    disconnected: tuple[Block, ...] = ()
+    connected: tuple[ConnectedBlock, ...] = ()
+
+    @property
+    def tip_changed(self) -> bool:
+        """Whether there is a new tip."""
+        return bool(self.connected)
+
+
+class Chain:
+    """The durable chain of one network.
+
+    Attributes:
+        params, genesis, genesis_hash: of the network.
+        tensors: where the blocks' tensors are kept.
+        products, signatures: what was verified before; whoever verifies in gossip does so through these.
+        allow_deep_reorg: the operator's override of `params.max_reorg`.
+    """
+
+    def __init__(
+        self,
+        params: ChainParams,
+        store: Store,
+        tensors: TensorStore,
+        clock: Callable[[], int],
+        allow_deep_reorg: bool = False,
+    ) -> None:
+        """Open the chain in `store`, or found it; check that tip, state root and undo data fit.
+
+        Raises:
+            StorageError: the store belongs to another network or is damaged.
+        """
+        self.params = params
+        self.genesis, founding = transition.genesis_transition(params)
+        self.genesis_hash = self.genesis.id
+        self.tensors = tensors
+        self.products = VerifiedProducts(tensors)
+        self.signatures = VerifiedSignatures(self.genesis_hash)
+        self.allow_deep_reorg = allow_deep_reorg
+        self._store = store
+        self._retention = Retention(store, tensors)
+        self._clock = clock
+        self._importing = threading.RLock()
+        self._viewing = threading.RLock()
+        self._tree = HeaderTree(self.genesis.header)
+        self._tip = self._base = self._tree.genesis
+        if store.get(schema.TIP) is None:
+            self._found(founding)
+        self._state = TipState(store, store.get(schema.PLACE) or schema.STATE)
+        self._load()
+        snapshot.clear(store, snapshot.spare(self._state.place))  # a crash may have left something
+        with contextlib.suppress(MissingTensor):  # the network will bring it
+            self._advance()
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def tip(self) -> HeaderEntry:
+        """The executed block with the most work."""
+        return self._tip
+
+    @property
+    def best_header(self) -> HeaderEntry:
+        """The checked header with the most work; ahead of the tip while bodies are being fetched."""
+        return self._tree.best
+
+    @property
+    def base(self) -> HeaderEntry:
+        """The block that execution began behind: genesis, or that whose state was adopted."""
+        return self._base
+
+    def entry(self, block_id: bytes) -> HeaderEntry | None:
+        """What is known of a block id."""
+        return self._tree.get(block_id)
+
+    def id_at(self, height: int) -> bytes | None:
+        """Id of the main chain's block at a height."""
+        return self._store.get(schema.main(height))
+
+    def header(self, block_id: bytes, ticket: bytes | None = None) -> Header | None:
+        """A header; with `ticket`, the copy that has this winning ticket."""
+        entry = self._tree.get(block_id)
+        if entry is None or not entry.copies:
+            return None
+        return entry.header if ticket is None else entry.copy(ticket)
+
+    def body(self, block_id: bytes) -> Body | None:
+        """A stored body."""
+        data = self._store.get(schema.body(block_id))
+        return None if data is None else schema.decode(Body, data)
+
+    def block(self, block_id: bytes) -> Block | None:
+        """A block whose body is stored."""
+        header, body = self.header(block_id), self.body(block_id)
+        return None if header is None or body is None else Block(header, body)
+
+    def outcome(self, block_id: bytes) -> Outcome | None:
+        """What executing a main-chain block gave."""
+        data = self._store.get(schema.outcome(block_id))
+        return None if data is None else schema.decode(Outcome, data)
+
+    def strips(self, block_id: bytes, ticket: bytes | None = None) -> Strips | None:
+        """What proves the tile of a packet header; None for an idle one, or where the operands are gone."""
+        header = self.header(block_id, ticket)
+        if header is None or not isinstance(header.core.unit, PacketUnit):
+            return None
+        found = self._strips_of(header)
+        if found is None and (data := self._store.get(schema.strips(block_id, header.ticket))) is not None:
+            return schema.decode(Strips, data)
+        return found
+
+    def locator(self) -> list[bytes]:
+        """Ids on the best header's chain, dense near the top and then ever sparser, down to genesis."""
+        return locator(self.best_header)
+
+    def headers_after(self, locator: list[bytes], limit: int) -> list[Header]:
+        """Main-chain headers behind the first id of `locator` that is on it, each in the copy that its child names."""
+        start = 0
+        for block_id in locator:
+            entry = self._tree.get(block_id)
+            if entry is not None and self.id_at(entry.height) == block_id:
+                start = entry.height
+                break
+        headers: list[Header] = []
+        child: HeaderEntry | None = None
+        for height in range(min(start + limit + 1, self.tip.height), start, -1):
+            entry = self._tree.get(self.id_at(height) or b"")
+            if entry is None or (child is not None and child.parent is not entry):
+                return []  # a reorganisation went by: let the asker ask again
+            named = entry.copy(child.core.parent_ticket) if child is not None else None
+            headers.append(named or entry.header)
+            child = entry
+        return headers[::-1][:limit]
+
+    def missing_tensors(self, block: Block) -> list[bytes]:
+        """Commitments of the tensors that a block obliges and that are not here yet."""
+        return [c for c in validation.obliged_tensors(block) if not self.tensors.has(c)]
+
+    def read(self, function: Callable[[StateReader], T]) -> T:
+        """Evaluate `function` on the state after the tip; no block is committed meanwhile, so let it be short."""
+        with self._viewing:
+            return function(self._state)
+
+    def records(self, start: bytes) -> tuple[HeaderEntry, Iterator[tuple[bytes, bytes]]]:
+        """The tip, and the records after it from the key `start` on, to be walked at leisure: they do not change."""
+        with self._viewing:
+            place = self._state.place
+            pairs = self._store.scan(place, start=place + max(start, snapshot.FIRST_KEY))
+            return self._tip, ((key[len(place) :], value) for key, value in pairs)
+
+    def undo(self, block_id: bytes) -> Changes | None:
+        """What undoes a main-chain block of the last `retention`."""
+        data = self._store.get(schema.undo(block_id))
+        return None if data is None else schema.decode_changes(data)
+
+    def missing_operands(self) -> list[bytes]:
+        """Operands of open groups that are not here: after a snapshot was adopted they come one by one."""
+        return [c for c in snapshot.open_operands(self.params, self._state) if not self.tensors.has(c)]
+
+    def locate(self, txid: bytes) -> Location | None:
+        """Where a transaction stands in the main chain."""
+        data = self._store.get(schema.transaction(txid))
+        return None if data is None else schema.decode(Location, data)
+
+    def transaction(self, txid: bytes) -> tuple[Location, Transaction, events.Receipt] | None:
+        """A main-chain transaction with its receipt."""
+        with self._viewing:
+            location = self.locate(txid)
+            if location is None:
+                return None
+            body, outcome = self.body(location.block), self.outcome(location.block)
+        assert body is not None, "an indexed transaction without its block"
+        assert outcome is not None, "an indexed transaction without its receipt"
+        return location, body.transactions[location.ordinal], outcome.receipts[location.ordinal]
+
+    def job_events(self, job: bytes) -> list[tuple[int, events.Event]]:
+        """(height, event) of a job, oldest first."""
+        return self._events(schema.job_events(job))
+
+    def packet_events(self, packet_id: bytes) -> list[tuple[int, events.Event]]:
+        """(height, event) of a packet, oldest first."""
+        return self._events(schema.packet_events(packet_id))
+
+    def movements(self, address: bytes, limit: int, before: int | None = None) -> list[Movement]:
+        """What came to and left an account, newest first; `before` is a height (exclusive) to go on from."""
+        start = None if before is None else schema.movement(address, before, 0)
+        found = []
+        for _, data in self._store.scan(schema.movements(address), reverse=True, start=start):
+            movement = schema.decode(Movement, data)
+            if before is None or movement.height < before:
+                found.append(movement)
+            if len(found) == limit:
+                break
+        return found
+
+    # ------------------------------------------------------------------ importing
+
+    def add_header(self, header: Header, strips: Strips | None = None) -> HeaderEntry:
+        """Check a header against its parent and put it into the tree.
+
+        Raises:
+            ConsensusError: UNKNOWN_PARENT and TIME_TOO_NEW may pass later; WRONG_PARENT_TICKET asks for the parent's
+                other copy, WRONG_STRIPS for the strips; any other condemns its sender.
+        """
+        with self._importing:
+            entry = self._tree.get(header.id)
+            if entry is not None:
+                self._add_copy(entry, header, strips)
+                return entry
+            parent = self._tree.get(header.core.parent)
+            if parent is None:
+                raise ConsensusError(Reason.UNKNOWN_PARENT, header.core.parent, "a known block")
+            if parent.invalid:
+                raise ConsensusError(Reason.INVALID_PARENT, parent.invalid)
+            self._check_depth(parent)
+            context = parent.context(header.core.parent_ticket)
+            validation.check_header(self.params, header, context, self._clock())
+            validation.check_tile(self.params, header, strips or self._strips_of(header))
+            self._keep_strips(header, strips)
+            return self._tree.add(header, parent)
+
+    def add_block(self, block: Block, strips: Strips | None = None) -> Import:
+        """Check, execute and keep a block; reorganise if its chain has the most work.
+
+        Raises:
+            ConsensusError: the block is refused. `BadProof`: only this copy of it.
+            MissingTensor: fetch the tensor, then add the block again.
+            StorageError: the node must stop.
+        """
+        with self._importing:
+            entry = self.add_header(block.header, strips)
+            if entry.invalid:
+                raise ConsensusError(Reason.INVALID_PARENT, entry.invalid, "a block that was not refused before")
+            if entry.has_body or self._is_main(entry):
+                return self._advance(entry)
+            self._check_depth(entry)
+            validation.check_body(self.params, self.genesis_hash, block)
+            self.signatures.check(block.body.transactions)
+            if entry.parent is self._tip:
+                return self._extend(entry, block)
+            self._store.write(self._stored(entry, block))
+            entry.has_body = True
+            return self._advance(entry)
+
+    def keep_tensor(self, commitment: bytes, blocks: int) -> None:
+        """Keep a tensor that no block obliges yet for some `blocks`; a longer duty stays."""
+        with self._importing:
+            self._store.write(self._retention.changes({commitment: self._tip.height + blocks}))
+
+    def stage(self, above: HeaderEntry) -> Staging:
+        """Begin to build the state that the header `above` names. One at a time: the one before is removed.
+
+        Raises:
+            ConsensusError: REORG_TOO_DEEP: the block is not for this node.
+        """
+        with self._importing:
+            self._check_depth(above)
+            return Staging(self._store, snapshot.spare(self._state.place))
+
+    def adopt(self, above: HeaderEntry, staged: Staging) -> Import:
+        """Go on from a fetched state: the parent of `above`, whose header names that state, becomes tip and base.
+
+        Raises:
+            ConsensusError: WRONG_STATE_ROOT: the state is another one; REORG_TOO_DEEP: the block is not for this node.
+        """
+        with self._importing:
+            base, before = above.parent, self._state.place
+            assert base is not None, "genesis names no state"
+            if staged.root != above.core.state_root:
+                raise ConsensusError(Reason.WRONG_STATE_ROOT, staged.root, above.core.state_root)
+            self._check_depth(base)
+            if base.total_work <= self._tip.total_work:
+                return Import()
+            fork = fork_point(self._tip, base)
+            # Written first, for they are many: as long as no height points to them they mean nothing.
+            snapshot.write_headers(self._store, path(fork, base))
+            batch: Changes = {schema.undo(e.id): None for e in islice(fork.ancestors(), self.params.retention)}
+            disconnected = [self._disconnect(entry, batch)[0] for entry in path(fork, self._tip)[::-1]]
+            batch.update({schema.main(entry.height): entry.id for entry in path(fork, base)})
+            batch.update(self._retention.changes(snapshot.open_operands(self.params, staged.reader)))
+            batch[schema.BASE] = batch[schema.TIP] = encode(Tip(base.id, base.height, staged.root))
+            batch[schema.PLACE] = staged.place
+            state = TipState(self._store, staged.place)
+            with self._viewing:
+                self._store.write(batch)
+                self._state, self._tip, self._base = state, base, base
+            snapshot.clear(self._store, before)
+            self._retention.drop(base.height)
+            return Import(tuple(disconnected))
+
+    def _extend(self, entry: HeaderEntry, block: Block) -> Import:
+        """The common case: the block stands on the tip. Everything goes into one batch."""
+        connected, changes = self._execute(entry, block, self._state)
+        batch = self._stored(entry, block) | self._connection(entry, connected, changes)
+        self._commit(entry, changes.state_root, batch)
+        entry.has_body = True
+        above = self._advance(entry)
+        return Import(above.disconnected, (connected, *above.connected))
+
+    def _advance(self, arrived: HeaderEntry | None = None) -> Import:
+        """Move to the best chain whose bodies are all here, if it has more work than the tip.
+
+        `arrived` is the entry whose body came last; None looks at all. A branch with a bad block is cut there.
+        """
+        while True:
+            candidates = self._tree.descendants(arrived or self._tree.genesis)
+            good = [
+                e for e in candidates if e.total_work > self._tip.total_work and not e.invalid and self._is_linked(e)
+            ]
+            good = [e for e in good if self._may_undo(self._depth(e))]
+            if not good:
+                return Import()
+            best = max(good, key=lambda e: e.total_work)
+            try:
+                return self._reorganise(best)
+            except ConsensusError as error:
+                if arrived is not None and arrived.invalid:
+                    raise
+                logger.warning("branch refused", extra={"block": best.id.hex(), "reason": str(error)})
+
+    def _reorganise(self, target: HeaderEntry) -> Import:
+        """Undo down to the fork, execute up to `target`, and commit both as one batch."""
+        fork = fork_point(self._tip, target)
+        overlay = Overlay(self._state)
+        batch: Changes = {}
+        disconnected = []
+        for entry in path(fork, self._tip)[::-1]:
+            undone, undo = self._disconnect(entry, batch)
+            overlay.writes.update(undo)
+            disconnected.append(undone)
+        connected = []
+        for entry in path(fork, target):
+            block = self.block(entry.id)
+            assert block is not None, "linked blocks have bodies"
+            done, changes = self._execute(entry, block, overlay)
+            connected.append(done)
+            overlay.writes.update(changes.writes)
+            batch.update(self._connection(entry, done, changes))
+        # The undone state and the new one, in that order: later writes win.
+        batch.update(self._state.keyed(overlay.writes))
+        self._commit(target, connected[-1].outcome.state_root, batch)
+        if disconnected:
+            logger.warning("reorganised", extra={"fork": fork.height, "from": len(disconnected), "to": len(connected)})
+        return Import(tuple(disconnected), tuple(connected))
+
+    def _disconnect(self, entry: HeaderEntry, batch: Changes) -> tuple[Block, Changes]:
+        """Take a block out of the main chain: the block, and what undoes it. Its index goes in `batch`."""
+        block, outcome, undo = self.block(entry.id), self.outcome(entry.id), self.undo(entry.id)
+        if block is None or outcome is None or undo is None:
+            raise StorageError(f"block {entry.id.hex()} at height {entry.height} has no undo data")
+        batch.update(dict.fromkeys(index.entries(block, entry.id, outcome)))
+        batch.update(dict.fromkeys((schema.undo(entry.id), schema.outcome(entry.id), schema.main(entry.height))))
+        return block, undo
+
+    def _execute(self, entry: HeaderEntry, block: Block, state: StateReader) -> tuple[ConnectedBlock, Transition]:
+        try:
+            done = transition.apply_block(self.params, self.genesis_hash, state, block, self.products)
+        except ConsensusError as error:
+            self._condemn(entry, block, error)
+            raise
+        except CorruptTrieError as error:
+            raise StorageError(f"the state is damaged: {error}") from error
+        outcome = Outcome(done.receipts, done.events, done.state_root, done.reward)
+        return ConnectedBlock(block, outcome), done
+
+    def _condemn(self, entry: HeaderEntry, block: Block, error: ConsensusError) -> None:
+        """Remember a refusal: of the id, or of one copy where only the proof is false."""
+        if isinstance(error, BadProof):
+            entry.copies.pop(block.header.ticket, None)
+            if entry.copies:
+                return
+        self._tree.condemn(entry, str(error))
+        # A false proof is forgotten at a restart, when a good copy may come first; a bad block never gets better.
+        if not isinstance(error, BadProof):
+            self._store.write({schema.refused(entry.id): str(error).encode()})
+
+    def _add_copy(self, entry: HeaderEntry, header: Header, strips: Strips | None) -> None:
+        """Another winning tile of a known core: checked like the first."""
+        if header.ticket in entry.copies or entry.parent is None:
+            return
+        context = entry.parent.context(header.core.parent_ticket)
+        validation.check_header(self.params, header, context, self._clock())
+        validation.check_tile(self.params, header, strips or self._strips_of(header))
+        self._keep_strips(header, strips)
+        if not entry.copies:
+            self._tree.absolve(entry)
+        entry.copies[header.ticket] = header.proof
+        if entry.has_body or self._is_main(entry):
+            self._store.write({schema.header(entry.id): encode(stored_header(entry))})
+
+    def _keep_strips(self, header: Header, strips: Strips | None) -> None:
+        """Strips that came with a header: where its block is never executed here, nothing else proves its work."""
+        if strips is not None and isinstance(header.core.unit, PacketUnit):
+            self._store.write({schema.strips(header.id, header.ticket): encode(strips)})
+
+    def _check_depth(self, parent: HeaderEntry) -> None:
+        """Refuse, loudly, a branch that leaves the main chain deeper than a node rewrites by itself."""
+        depth = self._depth(parent)
+        if not self._may_undo(depth):
+            logger.error("deep reorganisation refused", extra={"block": parent.id.hex(), "depth": depth})
+            raise ConsensusError(Reason.REORG_TOO_DEEP, f"{depth} blocks", f"at most {self.params.max_reorg}")
+
+    def _may_undo(self, depth: int) -> bool:
+        allowed = depth <= self.params.max_reorg or self.allow_deep_reorg
+        return allowed and depth <= self._tip.height - self._base.height
+
+    def _depth(self, entry: HeaderEntry) -> int:
+        """Main-chain blocks that moving to the entry's chain would undo."""
+        if self._tip.parent is None:  # while a fresh node takes in headers, the walk down would grow with every one
+            return 0
+        return self._tip.height - next(e for e in entry.ancestors() if self._is_main(e)).height
+
+    # ------------------------------------------------------------------ what is written
+
+    def _stored(self, entry: HeaderEntry, block: Block) -> Changes:
+        """A block itself, with the strips that prove its header even after its operands are gone."""
+        changes: Changes = {
+            schema.header(entry.id): encode(stored_header(entry)),
+            schema.body(entry.id): encode(block.body),
+        }
+        strips = self._strips_of(block.header)
+        if strips is not None:
+            changes[schema.strips(entry.id, block.header.ticket)] = encode(strips)
+        return changes
+
+    def _connection(self, entry: HeaderEntry, done: ConnectedBlock, changes: Transition) -> Changes:
+        """A block's part in the main chain: state, undo, index, and how long its tensors are kept."""
+        params, height = self.params, entry.height
+        keep = dict.fromkeys(validation.obliged_tensors(done.block), height + params.retention)
+        for tx, receipt in zip(done.block.body.transactions, done.outcome.receipts, strict=True):
+            job = GROUPS.get(Overlay(self._state, changes.writes), receipt.txid)
+            if job is not None:
+                until = job.expiry + params.grace + params.retention
+                keep.update({operand.commitment: until for operand in validation.obliged_operands(Body((), (tx,)))})
+        batch = self._state.keyed(changes.writes)
+        batch.update(index.entries(done.block, entry.id, done.outcome))
+        batch.update(self._retention.changes(keep))
+        batch[schema.main(height)] = entry.id
+        batch[schema.outcome(entry.id)] = encode(done.outcome)
+        batch[schema.undo(entry.id)] = schema.encode_changes(changes.undo)
+        outlived = self.id_at(height - params.retention) if height > params.retention else None
+        if outlived is not None:
+            batch[schema.undo(outlived)] = None
+        return batch
+
+    def _commit(self, tip: HeaderEntry, state_root: bytes, batch: Changes) -> None:
+        batch[schema.TIP] = encode(Tip(tip.id, tip.height, state_root))
+        with self._viewing:
+            self._store.write(batch)
+            self._state.committed(batch)
+            self._tip = tip
+        self._retention.drop(tip.height)
+
+    # ------------------------------------------------------------------ start-up and small helpers
+
+    def _found(self, founding: Transition) -> None:
+        outcome = Outcome((), (), founding.state_root, 0)
+        batch: Changes = {schema.STATE + key: value for key, value in founding.writes.items()}
+        batch[schema.header(self.genesis_hash)] = encode(stored_header(self._tree.genesis))
+        batch[schema.body(self.genesis_hash)] = encode(self.genesis.body)
+        batch[schema.outcome(self.genesis_hash)] = encode(outcome)
+        batch[schema.main(0)] = self.genesis_hash
+        batch[schema.TIP] = encode(Tip(self.genesis_hash, 0, founding.state_root))
+        self._store.write(batch)
+
+    def _load(self) -> None:
+        """Rebuild the header tree and check that what the tip needs is there."""
+        if self.id_at(0) != self.genesis_hash:
+            raise StorageError("this directory holds another network's chain: choose another --data-dir")
+        tip = schema.decode(Tip, self._store.get(schema.TIP) or b"")
+        base = schema.decode(Tip, data) if (data := self._store.get(schema.BASE)) is not None else None
+        base_height = 0 if base is None else base.height
+        snapshot.read_headers(self._store, self._tree, base_height)
+        for key, reason in self._store.scan(schema.REFUSED):
+            refused = self._tree.get(key[len(schema.REFUSED) :])
+            if refused is not None:
+                self._tree.condemn(refused, reason.decode())
+        entry_of_tip, entry_of_base = (
+            self._tree.get(tip.block),
+            self._tree.get(base.block if base else self.genesis_hash),
+        )
+        if entry_of_base is None or self.id_at(base_height) != entry_of_base.id:
+            raise StorageError(f"the base at height {base_height} is not in the store")
+        executed = tip.height > base_height
+        if entry_of_tip is None or self.id_at(tip.height) != tip.block or (executed and self.body(tip.block) is None):
+            raise StorageError(f"the tip at height {tip.height} is not in the store")
+        try:
+            root = root_of(self._state)
+        except CorruptTrieError as error:
+            raise StorageError(f"the state is damaged: {error}") from error
+        if root != tip.state_root:
+            raise StorageError(f"the state does not have the root that the tip at height {tip.height} left")
+        if executed and self._store.get(schema.undo(tip.block)) is None:
+            raise StorageError(f"the tip at height {tip.height} has no undo data")
+        self._tip, self._base = entry_of_tip, entry_of_base
+
+    def _events(self, prefix: bytes) -> list[tuple[int, events.Event]]:
+        found = []
+        outcomes: dict[bytes, Outcome] = {}  # a job's events stand close together: each block is decoded once
+        with self._viewing:
+            for _, data in self._store.scan(prefix):
+                location = schema.decode(Location, data)
+                outcome = outcomes.get(location.block) or self.outcome(location.block)
+                assert outcome is not None, "an indexed event without its block"
+                outcomes[location.block] = outcome
+                found.append((location.height, outcome.events[location.ordinal]))
+        return found
+
+    def _strips_of(self, header: Header) -> Strips | None:
+        """The strips of a packet header, out of operands that are at hand."""
+        unit, proof = header.core.unit, header.proof
+        if not isinstance(unit, PacketUnit) or proof is None:
+            return None
+        left = self.tensors.strip(left_spec(unit.m, unit.k, unit.a_root).commitment, proof.i)
+        right = self.tensors.strip(right_spec(unit.k, unit.n, unit.b_root).commitment, proof.j)
+        return None if left is None or right is None else Strips(*left, *right)
+
+    def _is_main(self, entry: HeaderEntry) -> bool:
+        return entry.height <= self._tip.height and self.id_at(entry.height) == entry.id
+
+    def _is_linked(self, entry: HeaderEntry) -> bool:
+        """Whether all bodies from the main chain up to the entry are here."""
+        for ancestor in entry.ancestors():
+            if self._is_main(ancestor):
+                return True
+            if not ancestor.has_body:
+                return False
+        return True

@@ -1,0 +1,79 @@
+"""What users ask for that consensus does not keep: where a transaction is, what happened to a packet, who was paid.
+
+Every entry follows from a block and its transition, so that a reorganisation removes exactly what it had added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from consensus import events
+from consensus.block import Block
+from consensus.codec import U32, U63, Amount, Hash, Value, encode
+from consensus.events import Event, Receipt
+from consensus.transaction import RegisterWorker, Transfer
+from node.chain import schema
+
+
+class Outcome(Value, frozen=True):
+    """What executing a block gave, kept beside it."""
+
+    receipts: tuple[Receipt, ...]
+    events: tuple[Event, ...]
+    state_root: Hash
+    reward: Amount
+
+
+class Location(Value, frozen=True):
+    """Where something stands: in a main-chain block, the n-th transaction or event of it."""
+
+    block: Hash
+    height: U63
+    ordinal: U32
+
+
+class Movement(Value, frozen=True):
+    """Grains that came to (or left) an account, and why. `reference` is a transaction, packet, job or block id."""
+
+    height: U63
+    kind: Literal["sent", "received", "packet", "escrow", "refund", "block"]
+    amount: int
+    reference: Hash
+
+
+def entries(block: Block, block_id: bytes, outcome: Outcome) -> dict[bytes, bytes]:
+    """All index entries of a main-chain block."""
+    height = block.height
+    found: dict[bytes, bytes] = {}
+    for ordinal, receipt in enumerate(outcome.receipts):
+        found[schema.transaction(receipt.txid)] = encode(Location(block_id, height, ordinal))
+    for ordinal, event in enumerate(outcome.events):
+        location = encode(Location(block_id, height, ordinal))
+        found[schema.job_event(event.job, height, ordinal)] = location
+        if isinstance(event, events.Dealt | events.Answered | events.Missed | events.Dropped):
+            found[schema.packet_event(event.packet_id, height, ordinal)] = location
+    for ordinal, (address, movement) in enumerate(_movements(block, block_id, outcome)):
+        found[schema.movement(address, height, ordinal)] = encode(movement)
+    return found
+
+
+def _movements(block: Block, block_id: bytes, outcome: Outcome) -> Iterator[tuple[bytes, Movement]]:
+    height = block.height
+    yield block.header.core.miner, Movement(height, "block", outcome.reward, block_id)
+    for event in outcome.events:
+        if isinstance(event, events.Answered):
+            pay = event.fee - event.burned - event.share
+            yield event.worker, Movement(height, "packet", pay, event.packet_id)
+        elif isinstance(event, events.Opened):
+            yield event.owner, Movement(height, "escrow", -event.escrow, event.job)
+        elif isinstance(event, events.Closed):
+            yield event.owner, Movement(height, "refund", event.refund, event.job)
+    for tx, receipt in zip(block.body.transactions, outcome.receipts, strict=True):
+        payload = tx.body.payload
+        outputs = payload.outputs if isinstance(payload, Transfer) and receipt.ok else ()
+        bond = payload.bond if isinstance(payload, RegisterWorker) and receipt.ok else 0
+        spent = receipt.fee + bond + sum(output.amount for output in outputs)
+        yield tx.body.address, Movement(height, "sent", -spent, receipt.txid)
+        for output in outputs:
+            yield output.address, Movement(height, "received", output.amount, receipt.txid)

@@ -1,0 +1,143 @@
+"""Choosing a block's body: pending Results and transactions, tried one by one on an `Execution` until it is full.
+
+What is tried here runs through the same functions that validate the block, so a chosen body is a valid one. It is
+chosen for no unit in particular: a unit's own answer only credits its worker, and more grains make nothing invalid. So
+one body serves every candidate on a tip, but for the Result that a packet unit makes implicit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from consensus import state, transition
+from consensus.block import Body
+from consensus.codec import encode
+from consensus.errors import ConsensusError, MissingTensor
+from consensus.params import MAX_BODY_BYTES, MAX_TENSOR_BYTES
+from consensus.rules.execution import Execution
+from consensus.state import StateReader
+from consensus.transaction import SubmitJob, Transaction
+from node.chain.chain import Chain
+from node.chain.headers import HeaderEntry
+from node.pool.mempool import Mempool
+from node.pool.results import ResultPool
+
+MAX_TRIED = 16_384
+"""Transactions looked at for one block: more than the 13,421 smallest that its gas could hold."""
+
+_FRAME_BYTES = 16
+"""MessagePack headers of the body and its two arrays."""
+
+
+class TipMoved(Exception):
+    """There is a new tip: what was read belongs to the old one."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A body and its root on a tip. `tensor_bytes` is what it obliges, the unit's product not counted."""
+
+    tip: HeaderEntry
+    state_root: bytes
+    body: Body
+    body_root: bytes
+    tensor_bytes: int
+
+
+class PinnedState:
+    """The state after one tip, read in many short reads; `TipMoved` once the chain has gone on.
+
+    The tip never returns to a block that it has left, so reads that all saw the same tip saw the same state.
+    """
+
+    def __init__(self, chain: Chain, tip: HeaderEntry) -> None:
+        self._chain = chain
+        self._tip = tip
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._chain.read(lambda state: self._checked(state).get(key))
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        return iter(self._chain.read(lambda state: list(self._checked(state).scan(prefix))))
+
+    def _checked(self, reader: StateReader) -> StateReader:
+        if self._chain.tip is not self._tip:
+            raise TipMoved
+        return reader
+
+
+def assemble(chain: Chain, pool: Mempool, results: ResultPool, reserve_bytes: int) -> Assembly:
+    """A body on the present tip that leaves room for a unit's product of `reserve_bytes`.
+
+    Reads and executes: up to some 0.1 s for a full block, so not for the event loop.
+
+    Raises:
+        TipMoved: a block came meanwhile.
+    """
+    tip = chain.tip
+    pinned = PinnedState(chain, tip)
+    state_root = state.root_of(pinned)
+    execution = Execution(chain.params, pinned, tip.height + 1, miner=bytes(20))
+    room = _Room(execution, MAX_TENSOR_BYTES - reserve_bytes)
+    chosen_results = []
+    for result in results.pending():
+        packet = state.PACKETS.get(execution.state, result.body.packet_id)
+        size = len(encode(result))
+        if packet is None or not room.fits(size, {result.body.product: 4 * packet.m * packet.n}):
+            continue
+        try:
+            transition.apply_result(execution, chain.genesis_hash, result, chain.products)
+        except (ConsensusError, MissingTensor):
+            continue
+        room.take(size, {result.body.product: 4 * packet.m * packet.n})
+        chosen_results.append(result)
+    chosen = []
+    for pending in pool.best(execution.ledger.base_fee, MAX_TRIED):
+        size, tensors = len(encode(pending.tx)), _operands(pending.tx)
+        if not room.fits(size, tensors):
+            continue
+        try:
+            if not _operands_hold(chain, pending.tx):
+                continue
+            transition.apply_transaction(execution, chain.genesis_hash, pending.tx)
+        except (ConsensusError, MissingTensor):
+            continue
+        room.take(size, tensors)
+        chosen.append(pending.tx)
+        if execution.gas_used + chain.params.gas.transaction > chain.params.gas_limit:
+            break
+    body = Body(tuple(chosen_results), tuple(chosen))
+    return Assembly(tip, state_root, body, body.root(), room.tensor_bytes)
+
+
+class _Room:
+    """What is left of a body's bytes and of the tensors that a block may oblige, each counted once."""
+
+    def __init__(self, execution: Execution, tensor_limit: int) -> None:
+        self._execution = execution
+        self._tensor_limit = tensor_limit
+        self._left = MAX_BODY_BYTES - _FRAME_BYTES
+        self._tensors: dict[bytes, int] = {}
+        self.tensor_bytes = 0
+
+    def fits(self, size: int, tensors: dict[bytes, int]) -> bool:
+        return size <= self._left and self.tensor_bytes + self._added(tensors) <= self._tensor_limit
+
+    def take(self, size: int, tensors: dict[bytes, int]) -> None:
+        self._left -= size
+        self.tensor_bytes += self._added(tensors)
+        self._tensors.update(tensors)
+
+    def _added(self, tensors: dict[bytes, int]) -> int:
+        return sum(size for commitment, size in tensors.items() if commitment not in self._tensors)
+
+
+def _operands(tx: Transaction) -> dict[bytes, int]:
+    payload = tx.body.payload
+    return {spec.commitment: spec.size for spec in payload.operands()} if isinstance(payload, SubmitJob) else {}
+
+
+def _operands_hold(chain: Chain, tx: Transaction) -> bool:
+    payload = tx.body.payload
+    return not isinstance(payload, SubmitJob) or all(chain.products.operand_holds(o) for o in payload.operands())

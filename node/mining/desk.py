@@ -1,0 +1,144 @@
+"""Units for outside miners: another process, a GPU box, anything that can hash a header and multiply.
+
+`get_unit` hands out a candidate, `submit` takes its winning tile and product. A packet's product that wins nothing is
+sent as a signed Result like any other (the key stays with the outside miner), so it needs no desk.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from consensus import work
+from consensus.block import Idle
+from consensus.codec import encode
+from consensus.params import TILE_SIDE
+from consensus.tensor import Tensor
+from node.chain.chain import Import
+from node.chain.headers import HeaderEntry
+from node.compute import Compute
+from node.mining.producer import Candidate, Held, Producer
+from node.pool.intake import Intake
+from node.pool.mempool import PoolError
+
+MAX_OUTSTANDING = 256
+MAX_AGE_SPACINGS = 20
+"""Intended block times after which an unanswered unit is forgotten."""
+
+_STATE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """What an outside miner needs to know.
+
+    Attributes:
+        id: names the unit in `submit`; the block's id if it wins.
+        core: canonical bytes of the header core; `seed` = H("tw/work", core).
+        target: a ticket wins if int(ticket) · 1024 < target · k.
+        packet_id, left, right: of a packet, with its operands' commitments; None for an idle unit.
+        deadline: last height at which the packet's answer is paid; None for an idle unit.
+    """
+
+    id: bytes
+    core: bytes
+    seed: bytes
+    target: int
+    m: int
+    n: int
+    k: int
+    packet_id: bytes | None = None
+    left: bytes | None = None
+    right: bytes | None = None
+    deadline: int | None = None
+
+
+@dataclass(frozen=True)
+class _Outstanding:
+    candidate: Candidate
+    given_ms: int
+
+
+class WorkDesk:
+    """Remembers what was handed out. Used on the event loop."""
+
+    def __init__(self, intake: Intake, producer: Producer, compute: Compute, clock: Callable[[], int]) -> None:
+        self._intake = intake
+        self._producer = producer
+        self._compute = compute
+        self._clock = clock
+        self._outstanding: OrderedDict[bytes, _Outstanding] = OrderedDict()
+        self._given: dict[bytes, HeaderEntry] = {}
+
+    async def get_unit(self, worker: bytes) -> WorkUnit:
+        """The next unit for a worker's address: a packet that it holds, each once per tip, else an idle unit."""
+        held = self._next_packet(worker)
+        unit = held.unit if held is not None else Idle()
+        candidate = await self._compute.run(self._producer.candidate, unit, worker)
+        if held is not None:
+            self._given[held.packet_id] = candidate.tip
+        self._forget_old()
+        self._outstanding[candidate.id] = _Outstanding(candidate, self._clock())
+        m, n, k = candidate.shape
+        given = WorkUnit(candidate.id, encode(candidate.core), candidate.seed, candidate.core.target_int, m, n, k)
+        if held is None:
+            return given
+        left, right = held.packet.left.commitment, held.packet.right.commitment
+        return WorkUnit(
+            given.id, given.core, given.seed, given.target, m, n, k, held.packet_id, left, right, held.deadline
+        )
+
+    async def submit(self, unit_id: bytes, i: int, j: int, state: bytes, product: Tensor) -> Import:
+        """Seal and import the block of a unit that won.
+
+        Args:
+            unit_id: from `get_unit`.
+            i, j, state: the winning tile and its 16 × u32, little-endian.
+            product: the unit's whole product; of an idle unit the noised one.
+        Raises:
+            PoolError: an unknown or stale unit, or a tile that does not win: nothing is imported.
+            ConsensusError: the block is refused: a false state or product.
+        """
+        outstanding = self._outstanding.get(unit_id)
+        if outstanding is None:
+            raise PoolError("unknown-unit", "this node handed out no such unit, or too long ago", "get a new unit")
+        candidate = outstanding.candidate
+        if candidate.tip is not self._intake.chain.tip:
+            raise PoolError("stale-unit", "a new block came meanwhile", "send a packet's product as a signed result")
+        m, n, k = candidate.shape
+        if not (0 <= i < m // TILE_SIDE and 0 <= j < n // TILE_SIDE and len(state) == _STATE_BYTES):
+            message = f"tile ({i}, {j}) with a state of {len(state)} bytes"
+            fix = f"a tile below ({m // TILE_SIDE}, {n // TILE_SIDE}) with {_STATE_BYTES} bytes"
+            raise PoolError("bad-tile", message, fix)
+        if product.spec.rows != m or product.spec.cols != n:
+            message = f"a product of {product.spec.rows}×{product.spec.cols}"
+            raise PoolError("bad-product", message, f"send the unit's whole product, {m}×{n} int32")
+        words = np.frombuffer(state, "<u4").astype(np.uint32)
+        if not work.wins(work.ticket(candidate.seed, i, j, words), candidate.core.target_int, k):
+            message = "the tile's ticket is above the target"
+            raise PoolError("no-win", message, "submit winning tiles; send a packet's product as a signed result")
+        await self._intake.tensor(product)
+        block = self._producer.seal(candidate, i, j, words, product.commitment)
+        change = await self._intake.block(block)
+        self._outstanding.pop(unit_id, None)
+        return change
+
+    def _next_packet(self, worker: bytes) -> Held | None:
+        """The most urgent packet that is neither answered nor handed out on this tip."""
+        tip, answered = self._intake.chain.tip, self._intake.results
+        self._given = {packet_id: given for packet_id, given in self._given.items() if given is tip}
+        for held in self._producer.held(worker):
+            if held.packet_id not in self._given and answered.get(held.packet_id) is None:
+                return held
+        return None
+
+    def _forget_old(self) -> None:
+        oldest_ms = self._clock() - MAX_AGE_SPACINGS * self._intake.chain.params.spacing_ms
+        while self._outstanding:
+            first = next(iter(self._outstanding.values()))
+            if first.given_ms >= oldest_ms and len(self._outstanding) < MAX_OUTSTANDING:
+                break
+            self._outstanding.popitem(last=False)

@@ -1,0 +1,270 @@
+"""Bodies and tensors: from the headers' best chain to an executed tip.
+
+Blocks are fetched many at once, each from whoever has it, and executed one by one in their order. A chain whose data
+nobody gives does not hold up another: the next best one is tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+from consensus.block import Block, Body, Header
+from consensus.codec import decode
+from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
+from consensus.params import MAX_BODY_BYTES
+from consensus.validation import Strips
+from node.chain.headers import HeaderEntry, fork_point
+from node.chain.snapshot import replay_span
+from node.compute import Compute
+from node.p2p.fetch import Fetcher, Owed, Unavailable, WrongAnswer, never, together
+from node.p2p.join import JoinChain, Joiner, JoinIntake
+from node.p2p.limits import Limits
+from node.p2p.messages import BodyBytes, GetBody, GetHeaders, Headers
+from node.p2p.peer import Missing, Offence, Peer
+from node.p2p.sync import HeaderSync
+
+logger = logging.getLogger("tilework.network")
+
+_EMPTY_BODY = Body()
+_EMPTY_ROOT = _EMPTY_BODY.root()
+
+
+class BlockChain(JoinChain, Protocol):
+    """What downloading needs of the chain."""
+
+    def id_at(self, height: int) -> bytes | None: ...
+    def body(self, block_id: bytes) -> Body | None: ...
+    def missing_tensors(self, block: Block) -> list[bytes]: ...
+    def add_header(self, header: Header, strips: Strips | None = None) -> HeaderEntry: ...
+
+
+class BlockIntake(JoinIntake, Protocol):
+    """Where complete blocks go."""
+
+    async def block(self, block: Block, strips: Strips | None = None) -> object: ...
+
+
+class _Refused(Exception):
+    """The chain does not want this block; whoever stands for it has been told."""
+
+
+class Downloader:
+    """Brings the tip up to the best header whose data can be had."""
+
+    def __init__(
+        self,
+        chain: BlockChain,
+        intake: BlockIntake,
+        headers: HeaderSync,
+        fetcher: Fetcher,
+        compute: Compute,
+        limits: Limits,
+    ) -> None:
+        self._chain = chain
+        self._intake = intake
+        self._headers = headers
+        self._fetcher = fetcher
+        self._compute = compute
+        self._limits = limits
+        self._joiner = Joiner(chain, intake, headers, self._holders, compute, limits)
+        self._wake = asyncio.Event()
+        self._withheld: dict[bytes, float] = {}
+        self._forks: dict[tuple[bytes, bytes], int] = {}
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """For ever: fetch and execute what the headers promise."""
+        while True:
+            self._wake.clear()
+            pause: float | None = self._limits.unavailable_retry_s
+            if not self._joiner.awaits_headers():
+                if (above := self._joiner.entrance()) is not None:
+                    if await self._joiner.join(above):
+                        continue
+                elif (target := self._target()) is not None:
+                    await self._approach(target)
+                    continue
+                elif not self._withheld:
+                    pause = None
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def fetch_operands(self) -> None:
+        """For ever: what a snapshot's open groups need and no block brings."""
+        while True:
+            await self._joiner.fetch_operands(self._fetcher)
+            await asyncio.sleep(self._limits.operands_retry_s)
+
+    # ------------------------------------------------------------------ what to fetch
+
+    def _target(self) -> HeaderEntry | None:
+        """The entry with the most work above the tip's that is not known to be withheld."""
+        now = asyncio.get_running_loop().time()
+        self._withheld = {block: until for block, until in self._withheld.items() if until > now}
+        best = self._chain.best_header
+        offered = sorted(set(self._headers.tips.values()), key=lambda entry: entry.total_work, reverse=True)
+        for entry in [best, *offered]:
+            if entry.total_work > self._chain.tip.total_work and not entry.invalid:
+                if not self._withheld:
+                    return entry
+                if not any(ancestor.id in self._withheld for ancestor in self._steps(entry)):
+                    return entry
+        return None
+
+    def _steps(self, target: HeaderEntry) -> list[HeaderEntry]:
+        """The entries above the main chain up to `target`, oldest first."""
+        steps = []
+        for entry in target.ancestors():
+            if entry.height <= self._chain.tip.height and self._chain.id_at(entry.height) == entry.id:
+                break
+            steps.append(entry)
+        return steps[::-1]
+
+    def _holders(self, entry: HeaderEntry, target: HeaderEntry) -> list[Peer]:
+        """Peers whose own chain runs through `entry`, which is on the way to `target`, and who have its body."""
+        return [
+            peer
+            for peer, tip in list(self._headers.tips.items())
+            if peer.status.base < entry.height <= tip.height
+            and not peer.is_gone
+            and self._fork_height(tip, target) >= entry.height
+        ]
+
+    def _fork_height(self, tip: HeaderEntry, target: HeaderEntry) -> int:
+        key = (tip.id, target.id)
+        if key not in self._forks:
+            if len(self._forks) >= self._limits.max_known:
+                self._forks.clear()
+            self._forks[key] = fork_point(tip, target).height
+        return self._forks[key]
+
+    # ------------------------------------------------------------------ fetching ahead, executing in order
+
+    async def _approach(self, target: HeaderEntry) -> None:
+        """Fetch and execute the blocks up to `target`, as far as it goes."""
+        steps = deque(await self._compute.run(self._steps, target))
+        ahead: deque[tuple[HeaderEntry, asyncio.Task[Body | Unavailable]]] = deque()
+        current = target
+        try:
+            async with asyncio.TaskGroup() as group:
+                while steps or ahead:
+                    while steps and len(ahead) < self._limits.download_window:
+                        entry = steps.popleft()
+                        ahead.append((entry, group.create_task(self._fetch(entry, target))))
+                    current, task = ahead.popleft()
+                    body = await task
+                    if isinstance(body, Unavailable):
+                        raise body
+                    await self._execute(current, body, target)
+        except* (Unavailable, _Refused) as failure:
+            now = asyncio.get_running_loop().time()
+            self._withheld[current.id] = now + self._limits.unavailable_retry_s
+            logger.debug("blocks are held up", extra={"height": current.height, "why": str(failure.exceptions[0])})
+
+    async def _fetch(self, entry: HeaderEntry, target: HeaderEntry) -> Body | Unavailable:
+        """The body of a block, once all tensors that the block obliges are here.
+
+        A failure is returned, not raised: the blocks before this one can be executed all the same.
+        """
+        try:
+            body = await self._body(entry, target)
+            block = Block(self._header(entry), body)
+            missing = await self._compute.run(self._chain.missing_tensors, block)
+            await self._tensors(missing, entry, target, self._owed(entry))
+        except Unavailable as error:
+            return error
+        return body
+
+    async def _body(self, entry: HeaderEntry, target: HeaderEntry) -> Body:
+        if entry.core.body_root == _EMPTY_ROOT:
+            return _EMPTY_BODY
+        if entry.has_body and (stored := await self._compute.run(self._chain.body, entry.id)) is not None:
+            return stored
+
+        async def accept(_: Peer, answer: BodyBytes) -> Body:
+            return await self._compute.run(_decode_body, answer.body, entry.core.body_root)
+
+        return await self._fetcher.ask(GetBody(entry.id), BodyBytes, lambda: self._holders(entry, target), accept)
+
+    def _owed(self, entry: HeaderEntry) -> Owed:
+        """Of a block's own tensors: who drops what is out of its retention breaks no word."""
+        span = replay_span(self._chain.params)
+        return lambda peer: peer.status.height - entry.height < span
+
+    async def _tensors(self, commitments: Iterable[bytes], entry: HeaderEntry, target: HeaderEntry, owed: Owed) -> None:
+        await together(
+            self._fetcher.tensor(commitment, lambda: self._holders(entry, target), owed) for commitment in commitments
+        )
+
+    async def _execute(self, entry: HeaderEntry, body: Body, target: HeaderEntry) -> None:
+        """Hand a complete block over, and find out whose fault it is if it is refused."""
+        while True:
+            header = self._header(entry)
+            try:
+                await self._intake.block(Block(header, body))
+                return
+            except MissingTensor as missing:
+                # An operand of an older job, which a peer that joined from a snapshot need not have had yet.
+                await self._tensors([missing.commitment], entry, target, never)
+            except BadProof as error:
+                self._blame_giver(header, error)
+                await self._another_copy(entry, target)
+            except ConsensusError as error:
+                logger.warning(
+                    "block refused", extra={"height": entry.height, "block": entry.id.hex(), "why": str(error)}
+                )
+                if error.reason is not Reason.REORG_TOO_DEEP:  # which is about where this node stands
+                    for peer in self._holders(entry, target):
+                        peer.penalise(Offence.INVALID, error)
+                raise _Refused(str(error)) from None
+
+    def _blame_giver(self, header: Header, error: ConsensusError) -> None:
+        """A false proof condemns its copy, so whoever gave this copy, and nobody else."""
+        giver = self._headers.givers.pop((header.id, header.ticket), None)
+        for peer in list(self._headers.tips):
+            if peer.key == giver:
+                peer.penalise(Offence.INVALID, error)
+
+    async def _another_copy(self, entry: HeaderEntry, target: HeaderEntry) -> None:
+        """The same core in the copy that another peer has on its main chain."""
+        if entry.copies:
+            return
+        parent = entry.core.parent
+
+        async def accept(peer: Peer, answer: Headers) -> None:
+            if len(answer.headers) != 1 or answer.headers[0].id != entry.id:
+                raise Missing  # it has moved to another chain meanwhile
+            try:
+                await self._compute.run(self._chain.add_header, answer.headers[0])
+            except ConsensusError as error:
+                raise WrongAnswer(str(error)) from None
+            self._headers.givers[(entry.id, answer.headers[0].ticket)] = peer.key
+
+        candidates = lambda: self._holders(entry, target)  # noqa: E731  (one expression, used once)
+        await self._fetcher.ask(GetHeaders((parent,), 1), Headers, candidates, accept, owed=never)
+
+    def _header(self, entry: HeaderEntry) -> Header:
+        if not entry.copies:
+            raise Unavailable("its proof was false")
+        return entry.header
+
+
+def _decode_body(data: bytes, root: bytes) -> Body:
+    """A body with this root, or WrongAnswer. Hashes up to a megabyte: not for an event loop."""
+    try:
+        body = decode(Body, data, MAX_BODY_BYTES)
+    except ConsensusError as error:
+        raise WrongAnswer(str(error)) from None
+    if body.root() != root:
+        raise WrongAnswer("another block's body")
+    return body

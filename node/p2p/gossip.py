@@ -1,0 +1,268 @@
+"""Transactions and Results: announced by id, fetched once, verified, and only then passed on.
+
+Every peer has a queue of ids that it announced. Its own worker takes them in their order (nonces come in order), so a
+peer that does not deliver holds up nobody: the id stands in the other announcers' queues as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Protocol
+
+from consensus.codec import decode, encode
+from consensus.errors import ConsensusError, MissingTensor, Reason
+from consensus.tensor import Tensor
+from consensus.transaction import Result, SubmitJob, Transaction, decode_transaction
+from node.compute import Compute
+from node.p2p.fetch import Fetcher, Unavailable, together
+from node.p2p.limits import MAX_ANNOUNCED, MAX_REQUESTED, MAX_STRIP_BYTES, Limits
+from node.p2p.messages import Announce, GetItems, Items, Kind, Message, NotFound
+from node.p2p.peer import Missing, Offence, Peer, PeerStalled
+from node.pool.intake import NotYet
+from node.pool.mempool import PoolError
+
+_MAX_RESULT_BYTES = 256
+
+CONDEMNING = frozenset(
+    {
+        Reason.OVERSIZE,
+        Reason.MALFORMED,
+        Reason.NOT_CANONICAL,
+        Reason.BAD_PUBLIC_KEY,
+        Reason.BAD_SIGNATURE,
+        Reason.BAD_PAYLOAD,
+        Reason.OPERAND_OUT_OF_RANGE,
+        Reason.UNIT_TOO_LARGE,
+        Reason.WRONG_PRODUCT,
+    }
+)
+"""Refusals that no state explains: whoever relays such a thing has not verified it."""
+
+
+class TransactionPool(Protocol):
+    """Pending transactions."""
+
+    def get(self, txid: bytes) -> Transaction | None: ...
+
+
+class ItemIntake(Protocol):
+    """The door for transactions and Results."""
+
+    @property
+    def pool(self) -> TransactionPool: ...
+    async def transaction(self, tx: Transaction) -> bytes: ...
+    async def result(self, result: Result) -> bytes: ...
+    async def tensor(self, tensor: Tensor, obliged: bool = False) -> None: ...
+
+
+class Gossip:
+    """Relays what the intake has verified. An `Observer` of the intake calls `new_transaction` and `new_result`."""
+
+    def __init__(
+        self,
+        intake: ItemIntake,
+        genesis_hash: bytes,
+        fetcher: Fetcher,
+        peers: Callable[[], Collection[Peer]],
+        compute: Compute,
+        limits: Limits,
+    ) -> None:
+        self._intake = intake
+        self._genesis_hash = genesis_hash
+        self._fetcher = fetcher
+        self._peers = peers
+        self._compute = compute
+        self._limits = limits
+        self._fresh: list[tuple[Kind, bytes]] = []
+        self._has_fresh = asyncio.Event()
+        self._recent: OrderedDict[bytes, tuple[Kind, Result | None]] = OrderedDict()
+        self._refused: OrderedDict[bytes, None] = OrderedDict()
+        self._queues: dict[Peer, _Announced] = {}
+        self._taking: dict[bytes, asyncio.Event] = {}
+
+    # ------------------------------------------------------------------ what the intake tells
+
+    def new_transaction(self, tx: Transaction, txid: bytes) -> None:
+        """A verified transaction: offer it to the peers."""
+        self._offer(Kind.TRANSACTION, txid, None)
+
+    def new_result(self, result: Result, identity: bytes) -> None:
+        """A verified Result: offer it to the peers."""
+        self._offer(Kind.RESULT, identity, result)
+
+    def new_tip(self) -> None:
+        """What the old state refused, the new one may take."""
+        self._refused.clear()
+
+    async def announce(self) -> None:
+        """For ever: tell all peers what is new, some milliseconds' worth in one message."""
+        while True:
+            await self._has_fresh.wait()
+            await asyncio.sleep(self._limits.gossip_interval_s)
+            self._has_fresh.clear()
+            fresh, self._fresh = self._fresh, []
+            for peer in self._peers():
+                self._tell(peer, fresh)
+
+    def items(self, request: GetItems) -> Message:
+        """Serve a request: those of the first ids that are here and fit."""
+        found: list[bytes] = []
+        room = MAX_STRIP_BYTES
+        for identity in request.ids:
+            value = self._item(Kind(request.kind), identity)
+            if value is None:
+                continue
+            data = encode(value)
+            room -= len(data) + 8
+            if room < 0:
+                break
+            found.append(data)
+        return Items(tuple(found)) if found else NotFound()
+
+    # ------------------------------------------------------------------ what peers tell
+
+    def note_announcement(self, peer: Peer, message: Announce) -> None:
+        """A peer offers ids; those that are not here are fetched by its worker."""
+        queue = self._queue_of(peer)
+        for identity in message.ids:
+            peer.note_known(identity)
+            if self._is_wanted(identity):
+                if len(queue.ids) >= self._limits.max_announced:
+                    peer.penalise(Offence.FLOOD, "announced ids")
+                    return
+                queue.ids.append((Kind(message.kind), identity))
+                queue.arrived.set()
+
+    async def follow(self, peer: Peer) -> None:
+        """Companion of a peer's session: tell it what is pending, then fetch what it announces."""
+        queue = self._queue_of(peer)
+        pending = [(kind, identity) for identity, (kind, _) in self._recent.items()]
+        self._tell(peer, [entry for entry in pending if self._item(*entry) is not None])
+        try:
+            while True:
+                await queue.arrived.wait()
+                queue.arrived.clear()
+                while queue.ids:
+                    await self._fetch_some(peer, queue)
+        finally:
+            self._queues.pop(peer, None)
+
+    async def _fetch_some(self, peer: Peer, queue: _Announced) -> None:
+        """Ask for the queue's next ids of one kind, and take in what comes."""
+        kind = queue.ids[0][0]
+        ids: list[bytes] = []
+        while queue.ids and queue.ids[0][0] is kind and len(ids) < MAX_REQUESTED:
+            identity = queue.ids.popleft()[1]
+            await self._others_turn(identity)
+            if self._is_wanted(identity) and identity not in ids:
+                ids.append(identity)
+        mine = asyncio.Event()
+        self._taking.update(dict.fromkeys(ids, mine))
+        try:
+            while ids:
+                answer = await peer.request(GetItems(kind, tuple(ids)), Items)
+                for data in answer.items:
+                    identity = await self._take(peer, kind, data)
+                    if identity not in ids:
+                        peer.penalise(Offence.UNSOLICITED, kind.name)
+                        return
+                    ids.remove(identity)
+        except Missing:
+            pass  # a block has taken it meanwhile, or it was replaced
+        except PeerStalled:
+            peer.penalise(Offence.STALL, kind.name)
+        except ConsensusError as error:
+            peer.penalise(Offence.GARBAGE, error)
+        finally:
+            for identity in [identity for identity, event in self._taking.items() if event is mine]:
+                del self._taking[identity]
+            mine.set()
+
+    async def _others_turn(self, identity: bytes) -> None:
+        """Wait while another peer's worker is at it."""
+        while (busy := self._taking.get(identity)) is not None:
+            await busy.wait()
+
+    async def _take(self, peer: Peer, kind: Kind, data: bytes) -> bytes:
+        """Decode and verify one item; its id. ConsensusError where it cannot be decoded."""
+        if kind is Kind.TRANSACTION:
+            tx = await self._compute.run(decode_transaction, data)
+            identity = tx.body.txid(self._genesis_hash)
+            payload = tx.body.payload
+            needs = [spec.commitment for spec in payload.operands()] if isinstance(payload, SubmitJob) else []
+            await self._verified(peer, identity, lambda: self._intake.transaction(tx), needs)
+        else:
+            result = decode(Result, data, _MAX_RESULT_BYTES)
+            identity = result.id(self._genesis_hash)
+            await self._verified(peer, identity, lambda: self._intake.result(result))
+        return identity
+
+    async def _verified(
+        self, peer: Peer, identity: bytes, submit: Callable[[], Awaitable[bytes]], needs: Iterable[bytes] = ()
+    ) -> None:
+        """Hand an item to the intake; fetch the tensors that it lacks from its announcer first."""
+        try:
+            try:
+                await submit()
+            except MissingTensor as missing:
+                wanted = dict.fromkeys((missing.commitment, *needs))
+                await together(self._fetcher.tensor(c, lambda: [peer], obliged=False) for c in wanted)
+                await submit()
+        except (NotYet, Unavailable, MissingTensor):
+            pass  # a later block, or another announcer, may help
+        except PoolError:
+            self._refuse(identity)
+        except ConsensusError as error:
+            if error.reason in CONDEMNING:
+                # The id covers no signature: the true item, from somebody else, stays welcome.
+                peer.penalise(Offence.INVALID, error)
+            else:
+                self._refuse(identity)
+
+    # ------------------------------------------------------------------ small helpers
+
+    def _offer(self, kind: Kind, identity: bytes, result: Result | None) -> None:
+        self._recent[identity] = kind, result
+        if len(self._recent) > self._limits.max_recent:
+            self._recent.popitem(last=False)
+        self._fresh.append((kind, identity))
+        self._has_fresh.set()
+
+    def _tell(self, peer: Peer, entries: Iterable[tuple[Kind, bytes]]) -> None:
+        unknown = [entry for entry in entries if entry[1] not in peer.known]
+        for kind in Kind:
+            ids = [identity for which, identity in unknown if which is kind]
+            for start in range(0, len(ids), MAX_ANNOUNCED):
+                some = ids[start : start + MAX_ANNOUNCED]
+                if peer.send(Announce(kind, tuple(some))):
+                    for identity in some:
+                        peer.note_known(identity)
+
+    def _item(self, kind: Kind, identity: bytes) -> Transaction | Result | None:
+        if kind is Kind.TRANSACTION:
+            return self._intake.pool.get(identity)
+        known = self._recent.get(identity)
+        return known[1] if known is not None else None
+
+    def _is_wanted(self, identity: bytes) -> bool:
+        return (
+            identity not in self._recent and identity not in self._refused and self._intake.pool.get(identity) is None
+        )
+
+    def _refuse(self, identity: bytes) -> None:
+        self._refused[identity] = None
+        if len(self._refused) > self._limits.max_recent:
+            self._refused.popitem(last=False)
+
+    def _queue_of(self, peer: Peer) -> _Announced:
+        return self._queues.setdefault(peer, _Announced())
+
+
+class _Announced:
+    """What one peer offers and this node has not looked at yet."""
+
+    def __init__(self) -> None:
+        self.ids: deque[tuple[Kind, bytes]] = deque()
+        self.arrived = asyncio.Event()

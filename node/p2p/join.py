@@ -1,0 +1,172 @@
+"""Joining an old chain: its state is fetched at a checkpoint, because nobody keeps the tensors to replay it all.
+
+Headers come first, as ever: their work decides which chain it is, and they name the root by which the state is known to
+be true. The state comes page by page from one peer at a time, so that a false one has one author.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol
+
+from consensus.codec import decode
+from consensus.errors import ConsensusError, Reason
+from consensus.params import ChainParams
+from node.chain.checkpoints import Page
+from node.chain.headers import HeaderEntry
+from node.chain.snapshot import FIRST_KEY, Staging, checkpoint_height, replay_span
+from node.compute import Compute
+from node.p2p.fetch import Fetcher, Unavailable, WrongAnswer, never
+from node.p2p.limits import MAX_STATE_BYTES, Limits
+from node.p2p.messages import GetState, State
+from node.p2p.peer import Missing, Offence, Peer, PeerGone, PeerStalled
+from node.p2p.sync import HeaderSync
+
+logger = logging.getLogger("tilework.network")
+
+Holders = Callable[[HeaderEntry, HeaderEntry], list[Peer]]
+"""Peers that have the block of an entry on the way to another entry."""
+
+
+class JoinChain(Protocol):
+    """What joining needs of the chain."""
+
+    @property
+    def params(self) -> ChainParams: ...
+    @property
+    def tip(self) -> HeaderEntry: ...
+    @property
+    def base(self) -> HeaderEntry: ...
+    @property
+    def best_header(self) -> HeaderEntry: ...
+    def stage(self, above: HeaderEntry) -> Staging: ...
+    def missing_operands(self) -> list[bytes]: ...
+
+
+class JoinIntake(Protocol):
+    """Where a complete state goes."""
+
+    async def adopt(self, above: HeaderEntry, staged: Staging) -> None: ...
+
+
+class Joiner:
+    """Decides between replay and snapshot, and takes the snapshot."""
+
+    def __init__(
+        self,
+        chain: JoinChain,
+        intake: JoinIntake,
+        headers: HeaderSync,
+        holders: Holders,
+        compute: Compute,
+        limits: Limits,
+    ) -> None:
+        self._chain = chain
+        self._intake = intake
+        self._headers = headers
+        self._holders = holders
+        self._compute = compute
+        self._limits = limits
+        self._complete: HeaderEntry | None = None
+        self._best_header: HeaderEntry | None = None
+        self._best_since = 0.0
+
+    def awaits_headers(self) -> bool:
+        """Whether replay would begin at blocks whose tensors are gone, if a peer with more headers to show is right.
+
+        Only while this node catches up and headers do come: nobody is held up by claims alone.
+        """
+        params, tip, best = self._chain.params, self._chain.tip, self._chain.best_header
+        if tip.parent is not None and best.height - tip.height <= params.max_reorg:
+            return False
+        now = asyncio.get_running_loop().time()
+        if best is not self._best_header:
+            self._best_header, self._best_since = best, now
+        return now - self._best_since < self._limits.header_patience_s and any(
+            peer.status.work > best.total_work and peer.status.height - tip.height >= replay_span(params)
+            for peer in self._headers.followed
+        )
+
+    def entrance(self) -> HeaderEntry | None:
+        """The entry above the checkpoint to join at; None where the blocks above the tip can be replayed."""
+        params, tip, best = self._chain.params, self._chain.tip, self._chain.best_header
+        height = checkpoint_height(params, best.height)
+        if height <= tip.height:
+            return None
+        entry = best
+        while entry.height > height + 1:
+            assert entry.parent is not None, "above a checkpoint"
+            entry = entry.parent
+        if best.height - tip.height >= replay_span(params):
+            return entry
+        # Nearer than that, replay needs a peer that did not itself join above the tip.
+        peers = [peer for peer, top in self._headers.tips.items() if top.height > height and not peer.is_gone]
+        return entry if peers and all(peer.status.base > tip.height for peer in peers) else None
+
+    async def join(self, above: HeaderEntry) -> bool:
+        """Take the state below `above` from whoever gives it; False if nobody does."""
+        for peer in sorted(self._holders(above, self._chain.best_header), key=lambda peer: peer.load):
+            try:
+                staged = await self._fetch(peer, above)
+                await self._intake.adopt(above, staged)
+            except (Missing, PeerGone):
+                continue  # its newest checkpoint is another one: it will be the same soon
+            except PeerStalled:
+                peer.penalise(Offence.STALL, "a state")
+            except WrongAnswer as error:
+                peer.penalise(Offence.INVALID, error)
+            except ConsensusError as error:
+                if error.reason is not Reason.WRONG_STATE_ROOT:
+                    return False
+                peer.penalise(Offence.INVALID, error)
+            else:
+                logger.info("joined from a snapshot", extra={"height": above.height - 1, "bytes": staged.size_bytes})
+                return True
+        return False
+
+    async def _fetch(self, peer: Peer, above: HeaderEntry) -> Staging:
+        staged = await self._compute.run(self._chain.stage, above)
+        start = FIRST_KEY
+        while True:
+            answer = await peer.request(GetState(above.core.parent, start), State)
+            last = await self._compute.run(_take, staged, answer.records, start)
+            if not answer.more:
+                return staged
+            if len(answer.records) < self._limits.state_page_bytes // 4:
+                raise WrongAnswer("a state drop by drop")
+            if staged.size_bytes > self._limits.max_state_bytes:
+                raise WrongAnswer("a state without end")
+            start = last + b"\x00"
+
+    async def fetch_operands(self, fetcher: Fetcher) -> None:
+        """Bring what the groups that are open at the base still need: blocks oblige it no more, but workers use it.
+
+        Whatever block or Result needs one earlier fetches it by itself.
+        """
+        base, behind = self._chain.base, self._chain.best_header.height - self._chain.tip.height
+        if base.parent is None or base is self._complete or behind > 1:  # blocks first
+            return
+        missing = await self._compute.run(self._chain.missing_operands)
+        for commitment in missing:
+            try:
+                await fetcher.tensor(commitment, lambda: list(self._headers.tips), never)
+            except Unavailable:
+                continue
+        if not missing:
+            self._complete = base
+
+
+def _take(staged: Staging, data: bytes, start: bytes) -> bytes:
+    """Add a page, of records from `start` on: its last key. Hashes up to a megabyte: not for an event loop."""
+    try:
+        records = decode(Page, data, MAX_STATE_BYTES).records
+    except ConsensusError as error:
+        raise WrongAnswer(str(error)) from None
+    keys = [key for key, _ in records]
+    if keys[0] < start or any(key >= following for key, following in pairwise(keys)):
+        raise WrongAnswer("records out of order")
+    staged.add(dict(records))
+    return keys[-1]

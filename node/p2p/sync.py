@@ -1,0 +1,313 @@
+"""Headers first: learning which chains there are, from every peer that claims more work.
+
+A header costs its sender real work before it costs this node more than a hash, so headers are taken in as they come;
+bodies and tensors follow by `node.p2p.download`. What a packet header needs besides (strips, its parent's other copy)
+is asked for from whoever sent it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from itertools import pairwise
+from typing import Protocol
+
+from consensus.block import Header, PacketUnit
+from consensus.errors import ConsensusError, Reason
+from consensus.tensor import left_spec, right_spec
+from consensus.validation import Strips
+from node.chain.headers import HeaderEntry
+from node.compute import Compute
+from node.p2p.fetch import Tensors, together
+from node.p2p.limits import MAX_LOCATOR, Limits
+from node.p2p.messages import GetHeaderCopy, GetHeaders, GetStrips, HeaderCopy, Headers, HeaderStrips, NewBlock, Status
+from node.p2p.peer import Missing, Offence, Peer, PeerStalled
+
+logger = logging.getLogger("tilework.network")
+
+
+class HeaderChain(Protocol):
+    """What header synchronisation needs of the chain."""
+
+    @property
+    def best_header(self) -> HeaderEntry: ...
+    @property
+    def tensors(self) -> Tensors: ...
+    def entry(self, block_id: bytes) -> HeaderEntry | None: ...
+    def locator(self) -> list[bytes]: ...
+    def add_header(self, header: Header, strips: Strips | None = None) -> HeaderEntry: ...
+
+
+class _Verdict(Enum):
+    """What a refused header means for the rest of its kind."""
+
+    RETRY = auto()
+    STOP = auto()
+    ORPHAN = auto()
+
+
+class _News:
+    """What one peer has announced since it was looked at last."""
+
+    def __init__(self) -> None:
+        self.headers: deque[Header] = deque(maxlen=16)
+        self.arrived = asyncio.Event()
+
+
+class HeaderSync:
+    """Follows every peer's chain of headers.
+
+    Attributes:
+        tips: per peer, the entry with the most work that it is known to have.
+        givers: (block id, ticket) → key of the peer that gave this copy, the latest only.
+    """
+
+    def __init__(self, chain: HeaderChain, compute: Compute, limits: Limits, progress: Callable[[], None]) -> None:
+        """`progress` is called whenever headers were taken in."""
+        self._chain = chain
+        self._compute = compute
+        self._limits = limits
+        self._progress = progress
+        self._news: dict[Peer, _News] = {}
+        # Inbound peers, whom anybody can be many of, wait among themselves.
+        self._turns = {inbound: asyncio.Semaphore(limits.header_syncs) for inbound in (False, True)}
+        self._early: OrderedDict[bytes, tuple[Header, Peer]] = OrderedDict()
+        self.tips: dict[Peer, HeaderEntry] = {}
+        self.givers: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
+
+    @property
+    def followed(self) -> list[Peer]:
+        """All peers."""
+        return list(self._news)
+
+    def note_status(self, peer: Peer, status: Status) -> None:
+        """A peer tells where it stands."""
+        peer.status = status
+        self._news_of(peer).arrived.set()
+
+    def note_block(self, peer: Peer, message: NewBlock) -> None:
+        """A peer has a new tip."""
+        peer.note_known(message.header.id)
+        news = self._news_of(peer)
+        news.headers.append(message.header)
+        news.arrived.set()
+
+    async def follow(self, peer: Peer) -> None:
+        """Companion of a peer's session: take in its headers whenever it knows of more work."""
+        news = self._news_of(peer)
+        try:
+            while True:
+                await self._look(peer, news)
+                pause = self._limits.header_retry_s if self._is_behind(peer) else None
+                try:
+                    async with asyncio.timeout(pause):
+                        await news.arrived.wait()
+                except TimeoutError:
+                    continue  # it still claims more than it has shown
+                news.arrived.clear()
+        finally:
+            self._news.pop(peer, None)
+            self.tips.pop(peer, None)
+
+    async def retry_early(self) -> None:
+        """Look again, now and then, at headers that were ahead of the clock."""
+        while True:
+            await asyncio.sleep(self._limits.early_retry_s)
+            waiting, self._early = self._early, OrderedDict()
+            for header, peer in waiting.values():
+                if not peer.is_gone:
+                    self.note_block(peer, NewBlock(header))
+
+    # ------------------------------------------------------------------ one peer
+
+    async def _look(self, peer: Peer, news: _News) -> None:
+        try:
+            while news.headers:
+                await self._announced(peer, news.headers.popleft())
+            entry = self._chain.entry(peer.status.tip)
+            if entry is not None:
+                if (entry.height, entry.total_work) != (peer.status.height, peer.status.work):
+                    peer.penalise(Offence.LIES, "another height or work than its tip has")
+                    return
+                self._note_tip(peer, entry)
+            if self._is_behind(peer):
+                async with self._turns[peer.inbound]:
+                    await self._synchronise(peer)
+        except PeerStalled:
+            peer.penalise(Offence.STALL, "headers")
+        except Missing:
+            peer.penalise(Offence.WITHHOLDS, "headers")
+
+    def _is_behind(self, peer: Peer) -> bool:
+        return not peer.is_gone and peer.status.work > self._chain.best_header.total_work
+
+    async def _announced(self, peer: Peer, header: Header) -> None:
+        """A new tip, whose parent is mostly known; else the peer is asked for what lies between."""
+        known = self._chain.entry(header.id)
+        if known is not None and header.ticket in known.copies:
+            self._note_tip(peer, known)
+            return
+        entry, verdict = await self._take(peer, [header])
+        if verdict is _Verdict.ORPHAN and not peer.is_gone:
+            async with self._turns[peer.inbound]:
+                await self._synchronise(peer)
+        elif entry is not None:
+            peer.status = Status(entry.height, entry.id, entry.total_work.to_bytes(32), peer.status.base)
+
+    async def _synchronise(self, peer: Peer) -> None:
+        """All headers that the peer has and we have not; afterwards its claim must have come true."""
+        claimed, limit = peer.status.work, self._limits.max_headers
+        locator = self._chain.locator()
+        height = -1
+        while True:
+            answer = await peer.request(GetHeaders(tuple(locator[:MAX_LOCATOR]), limit), Headers)
+            headers = answer.headers
+            if len(headers) > limit or any(child.core.parent != parent.id for parent, child in pairwise(headers)):
+                peer.penalise(Offence.INVALID, "headers that are no chain")
+                return
+            if headers:
+                entry, verdict = await self._take(peer, headers)
+                if verdict is _Verdict.ORPHAN:
+                    peer.penalise(Offence.INVALID, "headers that start nowhere")
+                if entry is None or verdict is not None:
+                    return
+                if entry.height <= height:
+                    peer.penalise(Offence.LIES, "the same headers again")
+                    return
+                height = entry.height
+            if len(headers) < limit:
+                break
+            locator = [headers[-1].id, *self._chain.locator()]
+        if claimed > self._chain.best_header.total_work:
+            peer.penalise(Offence.LIES, f"work {claimed}, shown {self._chain.best_header.total_work}")
+
+    # ------------------------------------------------------------------ taking in
+
+    async def _take(self, peer: Peer, headers: Sequence[Header]) -> tuple[HeaderEntry | None, _Verdict | None]:
+        """Add headers in their order: (the last one's entry, why the rest was left)."""
+        last: HeaderEntry | None = None
+        helped: bytes | None = None
+        position = 0
+        while position < len(headers):
+            batch = self._batch(headers[position:])
+            strips = await self._strips(peer, batch)
+            added, error = await self._compute.run(self._add, batch, strips)
+            for entry, header in zip(added, batch, strict=False):
+                last = entry
+                self._note_giver(peer, header)
+                self._note_tip(peer, entry)
+            position += len(added)
+            if added:
+                self._progress()
+            if error is not None:
+                refused = headers[position]
+                # A second refusal of the same header after help is final.
+                verdict = await self._judge(peer, refused, error, final=helped == refused.id)
+                if verdict is not _Verdict.RETRY:
+                    return last, verdict
+                helped = refused.id
+        return last, None
+
+    def _batch(self, headers: Sequence[Header]) -> Sequence[Header]:
+        """As many as go in one step: few where strips of up to half a megabyte come with each."""
+        packets = 0
+        for position, header in enumerate(headers[: self._limits.header_batch]):
+            packets += self._needs_strips(header)
+            if packets > self._limits.strips_ahead:
+                return headers[:position]
+        return headers[: self._limits.header_batch]
+
+    def _needs_strips(self, header: Header) -> bool:
+        """Whether a header's tile can only be checked with strips that are not here."""
+        unit = header.core.unit
+        if not isinstance(unit, PacketUnit):
+            return False
+        entry = self._chain.entry(header.id)
+        if entry is not None and header.ticket in entry.copies:
+            return False
+        left, right = left_spec(unit.m, unit.k, unit.a_root), right_spec(unit.k, unit.n, unit.b_root)
+        return not (self._chain.tensors.has(left.commitment) and self._chain.tensors.has(right.commitment))
+
+    async def _strips(self, peer: Peer, headers: Sequence[Header]) -> dict[bytes, Strips]:
+        """Ticket → strips, for the headers that need them; what the peer lacks, the check will miss."""
+        needy = [header for header in headers if self._needs_strips(header)]
+
+        async def get(header: Header) -> tuple[bytes, Strips] | None:
+            try:
+                answer = await peer.request(GetStrips(header.id, header.ticket), HeaderStrips)
+            except Missing:
+                return None
+            return header.ticket, answer.strips
+
+        return dict(found for found in await together(map(get, needy)) if found is not None)
+
+    def _add(
+        self, headers: Sequence[Header], strips: dict[bytes, Strips]
+    ) -> tuple[list[HeaderEntry], ConsensusError | None]:
+        """Off the event loop: the entries of those that were taken, and why the next was not."""
+        entries: list[HeaderEntry] = []
+        for header in headers:
+            try:
+                entry = self._chain.add_header(header, strips.get(header.ticket))
+            except ConsensusError as error:
+                return entries, error
+            if entry.invalid:
+                return entries, ConsensusError(Reason.INVALID_PARENT, entry.invalid)
+            entries.append(entry)
+        return entries, None
+
+    async def _judge(self, peer: Peer, header: Header, error: ConsensusError, final: bool) -> _Verdict:
+        """What a refusal means. Some are about what is not here yet; the others condemn whoever sent the header."""
+        match error.reason:
+            case Reason.TIME_TOO_NEW:
+                self._early[header.id] = (header, peer)
+                if len(self._early) > self._limits.max_early:
+                    self._early.popitem(last=False)
+                return _Verdict.STOP
+            case Reason.REORG_TOO_DEEP:
+                return _Verdict.STOP
+            case Reason.UNKNOWN_PARENT:
+                return _Verdict.ORPHAN
+            case Reason.WRONG_STRIPS if error.got == "no strips":
+                peer.penalise(Offence.WITHHOLDS, "strips")
+                return _Verdict.STOP
+            case Reason.WRONG_PARENT_TICKET | Reason.INVALID_PARENT if not final:
+                return await self._get_parent_copy(peer, header)
+        peer.penalise(Offence.INVALID, error)
+        return _Verdict.STOP
+
+    async def _get_parent_copy(self, peer: Peer, header: Header) -> _Verdict:
+        """The parent has several winning tiles, and the header names one that is not here."""
+        core = header.core
+        try:
+            answer = await peer.request(GetHeaderCopy(core.parent, core.parent_ticket), HeaderCopy)
+        except Missing:
+            peer.penalise(Offence.WITHHOLDS, "a parent's copy")
+            return _Verdict.STOP
+        copy = answer.header
+        if copy.id != core.parent or copy.ticket != core.parent_ticket:
+            peer.penalise(Offence.INVALID, "another header's copy")
+            return _Verdict.STOP
+        added, error = await self._compute.run(self._add, [copy], await self._strips(peer, [copy]))
+        if added:
+            self._note_giver(peer, copy)
+        elif error is not None and error.reason is not Reason.INVALID_PARENT:
+            peer.penalise(Offence.INVALID, error)
+            return _Verdict.STOP
+        return _Verdict.RETRY
+
+    def _note_tip(self, peer: Peer, entry: HeaderEntry) -> None:
+        known = self.tips.get(peer)
+        if not peer.is_gone and (known is None or entry.total_work > known.total_work):
+            self.tips[peer] = entry
+
+    def _note_giver(self, peer: Peer, header: Header) -> None:
+        self.givers.setdefault((header.id, header.ticket), peer.key)
+        if len(self.givers) > self._limits.max_known:
+            self.givers.popitem(last=False)
+
+    def _news_of(self, peer: Peer) -> _News:
+        return self._news.setdefault(peer, _News())

@@ -1,0 +1,1 @@
+"""What is pending: transactions, results, and the one door through which everything enters."""

@@ -1,0 +1,143 @@
+"""Units for outside miners: what they are given, and what becomes of what they bring back."""
+
+from __future__ import annotations
+
+import pytest
+
+from consensus.block import HeaderCore, PacketUnit
+from consensus.codec import decode
+from consensus.crypto import H
+from consensus.errors import BadProof, Reason
+from consensus.tensor import Tensor
+from consensus.work import evaluate, evaluate_idle, winning_tiles
+from node.mining.desk import MAX_AGE_SPACINGS, MAX_OUTSTANDING, WorkDesk, WorkUnit
+from node.pool.mempool import PoolError
+from tests.builders import ALICE, DAVE, MINER, operand, regtest
+from tests.node.mining.test_producer import give_score
+from tests.node.rig import Rig, asynchronous
+
+
+def desk_of(rig: Rig) -> WorkDesk:
+    return WorkDesk(rig.intake, rig.producer, rig.compute, lambda: rig.now_ms)
+
+
+def work_idle(unit: WorkUnit) -> tuple[int, int, bytes, Tensor]:
+    """What an outside miner brings: it knows nothing but the unit."""
+    assert unit.seed == H("tw/work", unit.core)
+    evaluation = evaluate_idle(unit.seed, unit.m, unit.n, unit.k)
+    assert evaluation is not None
+    assert evaluation.states is not None
+    i, j, _ = next(winning_tiles(unit.seed, evaluation.states, unit.target, unit.k))
+    return i, j, evaluation.states[i, j].astype("<u4").tobytes(), Tensor(evaluation.product)
+
+
+async def declined(code: str, desk: WorkDesk, unit_id: bytes, i: int, j: int, state: bytes, product: Tensor) -> None:
+    with pytest.raises(PoolError) as caught:
+        await desk.submit(unit_id, i, j, state, product)
+    assert caught.value.code == code
+
+
+@asynchronous
+async def test_an_idle_unit_that_wins_is_a_block_of_its_worker() -> None:
+    rig = Rig()
+    desk = desk_of(rig)
+    unit = await desk.get_unit(MINER.address)
+    core = decode(HeaderCore, unit.core, 1024)
+    assert (core.id, core.miner, core.target_int) == (unit.id, MINER.address, unit.target)
+    assert unit.packet_id is None
+    change = await desk.submit(unit.id, *work_idle(unit))
+    assert change.tip_changed
+    assert rig.chain.tip.id == unit.id
+    await declined("unknown-unit", desk, unit.id, *work_idle(unit))
+
+
+@asynchronous
+async def test_held_packets_come_once_per_tip_then_idle_units() -> None:
+    rig = Rig()
+    await rig.with_workers(DAVE, packets=4)
+    await give_score(rig, DAVE)
+    job = rig.builder.job(ALICE, operand(128, 4096, 1), operand(4096, 64, 2), rows=64)
+    await rig.submit(job)
+    await rig.mine()
+    desk = desk_of(rig)
+    first, second, third = [await desk.get_unit(DAVE.address) for _ in range(3)]
+    assert {first.packet_id, second.packet_id} == set(job.packets)
+    assert third.packet_id is None
+    assert (await desk.get_unit(MINER.address)).packet_id is None
+    assert first.packet_id is not None
+    packet = rig.builder.packet(first.packet_id)
+    assert (first.left, first.right) == (packet.left.commitment, packet.right.commitment)
+    assert first.deadline == packet.dealt_at + rig.params.window
+    # A won packet is answered by its block; the other comes again on the new tip, until it is answered.
+    a, b = (rig.tensors.tensor(c) for c in (first.left, first.right) if c is not None)
+    assert a is not None
+    assert b is not None
+    evaluation = evaluate(first.seed, a.matrix, b.matrix)
+    assert evaluation.states is not None
+    i, j, _ = next(winning_tiles(first.seed, evaluation.states, first.target, first.k))
+    state = evaluation.states[i, j].astype("<u4").tobytes()
+    await desk.submit(first.id, i, j, state, Tensor(evaluation.product))
+    assert isinstance(rig.chain.tip.core.unit, PacketUnit)
+    again = await desk.get_unit(DAVE.address)
+    assert again.packet_id == second.packet_id
+    assert again.packet_id is not None
+    await rig.answer(again.packet_id)
+    await rig.mine()
+    assert (await desk.get_unit(DAVE.address)).packet_id is None
+
+
+@asynchronous
+async def test_a_unit_is_stale_once_a_block_has_come() -> None:
+    rig = Rig()
+    desk = desk_of(rig)
+    unit = await desk.get_unit(MINER.address)
+    await rig.mine()
+    await declined("stale-unit", desk, unit.id, *work_idle(unit))
+    assert rig.chain.tip.height == 1
+
+
+@asynchronous
+async def test_what_does_not_win_is_declined_before_anything_is_stored() -> None:
+    rig = Rig(regtest(anchor_target=bytes(8) + b"\xff" * 24))
+    desk = desk_of(rig)
+    unit = await desk.get_unit(MINER.address)
+    product = Tensor(operand(64, 64).astype("int32"))
+    await declined("no-win", desk, unit.id, 0, 0, bytes(64), product)
+    await declined("bad-tile", desk, unit.id, 1, 0, bytes(64), product)
+    await declined("bad-tile", desk, unit.id, 0, -1, bytes(64), product)
+    await declined("bad-tile", desk, unit.id, 0, 0, bytes(63), product)
+    await declined("bad-product", desk, unit.id, 0, 0, bytes(64), Tensor(operand(64, 128)))
+    assert not rig.tensors.has(product.commitment)
+
+
+@asynchronous
+async def test_a_false_proof_condemns_itself_and_the_true_one_still_counts() -> None:
+    rig = Rig()
+    desk = desk_of(rig)
+    unit = await desk.get_unit(MINER.address)
+    i, j, state, product = work_idle(unit)
+    false = Tensor(product.matrix + 1)
+    with pytest.raises(BadProof) as caught:
+        await desk.submit(unit.id, i, j, state, false)
+    assert caught.value.reason == Reason.WRONG_PRODUCT
+    with pytest.raises(BadProof) as caught:
+        await desk.submit(unit.id, i, j, bytes([state[0] ^ 1]) + state[1:], product)
+    assert caught.value.reason == Reason.WRONG_TILE_STATE
+    change = await desk.submit(unit.id, i, j, state, product)
+    assert change.tip_changed
+
+
+@asynchronous
+async def test_its_memory_is_bounded_in_number_and_age() -> None:
+    rig = Rig()
+    desk = desk_of(rig)
+    first, second = [await desk.get_unit(MINER.address) for _ in range(2)]
+    for _ in range(MAX_OUTSTANDING - 1):
+        last = await desk.get_unit(MINER.address)
+    assert len(desk._outstanding) == MAX_OUTSTANDING
+    await declined("unknown-unit", desk, first.id, *work_idle(first))
+    rig.now_ms += MAX_AGE_SPACINGS * rig.params.spacing_ms + 1
+    fresh = await desk.get_unit(MINER.address)
+    await declined("unknown-unit", desk, second.id, *work_idle(second))
+    await declined("unknown-unit", desk, last.id, *work_idle(last))
+    assert (await desk.submit(fresh.id, *work_idle(fresh))).tip_changed

@@ -1,0 +1,219 @@
+"""TLS WebSockets on loopback: frames, keys, limits, and ends that do not behave."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from node.p2p.identity import certificate_hash
+from node.p2p.limits import DEFAULT, MAX_MESSAGE_BYTES, Limits
+from node.p2p.transport import Address, Connection, ConnectionLost, FrameTooLarge, TlsTransport
+from tests.node.p2p.net import identity
+from tests.node.rig import asynchronous
+
+LOOPBACK = Address("127.0.0.1", 0)
+LISTENER = identity("listener")
+
+
+@asynccontextmanager
+async def listening(
+    accept: Callable[[Connection], Awaitable[None]], limits: Limits = DEFAULT
+) -> AsyncIterator[tuple[Address, TlsTransport]]:
+    """A listener and a dialler's transport."""
+    listener, dialler = TlsTransport(LISTENER, limits), TlsTransport(identity("dialler"), limits)
+    address = await listener.listen(LOOPBACK, accept)
+    try:
+        yield address, dialler
+    finally:
+        await dialler.close()
+        await listener.close()
+
+
+async def echo(connection: Connection) -> None:
+    while True:
+        await connection.send(await connection.receive())
+
+
+@asynchronous
+async def test_frames_of_every_size_come_through_unchanged() -> None:
+    async with listening(echo) as (address, dialler):
+        connection = await dialler.dial(address)
+        for size in (1, 125, 126, 65_536, MAX_MESSAGE_BYTES - 1):
+            frame = bytes(range(256)) * (size // 256 + 1)
+            await connection.send(frame[:size])
+            assert await connection.receive() == frame[:size]
+        await connection.close()
+
+
+@asynchronous
+async def test_both_ends_know_the_listeners_key_and_certificate() -> None:
+    seen: asyncio.Queue[Connection] = asyncio.Queue()
+
+    async def accept(connection: Connection) -> None:
+        await seen.put(connection)
+
+    async with listening(accept) as (address, dialler):
+        ends = [await dialler.dial(address), await seen.get()]
+        assert {end.listener_key for end in ends} == {LISTENER.key}
+        assert {end.binding for end in ends} == {certificate_hash(LISTENER.certificate)}
+        assert ends[1].remote.host == "127.0.0.1"
+
+
+@asynchronous
+async def test_an_oversize_frame_ends_the_connection_before_it_is_read() -> None:
+    ended: asyncio.Queue[Exception] = asyncio.Queue()
+
+    async def accept(connection: Connection) -> None:
+        try:
+            await connection.receive()
+        except ConnectionLost as error:
+            await ended.put(error)
+
+    async with listening(accept) as (address, dialler):
+        connection = await dialler.dial(address)
+        await connection.send(bytes(MAX_MESSAGE_BYTES))
+        assert isinstance(await ended.get(), FrameTooLarge)
+
+
+@asynchronous
+async def test_text_frames_are_refused() -> None:
+    ended: asyncio.Queue[Exception] = asyncio.Queue()
+
+    async def accept(connection: Connection) -> None:
+        try:
+            await connection.receive()
+        except ConnectionLost as error:
+            await ended.put(error)
+
+    async with listening(accept) as (address, _), aiohttp.ClientSession() as session:
+        socket = await session.ws_connect(f"https://{address}/", ssl=trusting())
+        await socket.send_str("hello")
+        assert isinstance(await ended.get(), FrameTooLarge)
+
+
+def trusting() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@asynchronous
+async def test_what_is_no_websocket_is_told_so() -> None:
+    async with listening(echo) as (address, _), aiohttp.ClientSession() as session:
+        response = await session.get(f"https://{address}/", ssl=trusting())
+        assert response.status == 426
+
+
+@asynchronous
+async def test_older_tls_is_refused() -> None:
+    context = trusting()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with listening(echo) as (address, _), aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            await session.get(f"https://{address}/", ssl=context)
+
+
+@asynchronous
+async def test_a_connection_that_asks_for_nothing_is_dropped() -> None:
+    async with listening(echo, replace(DEFAULT, handshake_s=0.1)) as (address, _):
+        reader, writer = await asyncio.open_connection(*address, ssl=trusting())
+        async with asyncio.timeout(2):
+            assert await reader.read() == b""
+        writer.close()
+
+
+@asynchronous
+async def test_silent_connections_are_bounded() -> None:
+    async with listening(echo, replace(DEFAULT, max_handshakes=2)) as (address, dialler):
+        silent = [await asyncio.open_connection(*address, ssl=trusting()) for _ in range(2)]
+        with pytest.raises(ConnectionLost):
+            await dialler.dial(address)
+        for _, writer in silent:
+            writer.close()
+
+
+@asynchronous
+async def test_nobody_listens() -> None:
+    async with listening(echo) as (address, dialler):
+        pass
+    with pytest.raises(ConnectionLost):
+        await dialler.dial(address)
+    await dialler.close()
+
+
+@asynchronous
+async def test_a_port_in_use_is_an_error() -> None:
+    async with listening(echo) as (address, _):
+        second = TlsTransport(LISTENER, DEFAULT)
+        with pytest.raises(OSError, match="in use"):
+            await second.listen(address, echo)
+        await second.close()
+
+
+@asynchronous
+async def test_a_lost_connection_is_noticed_by_the_other_end() -> None:
+    async def accept(connection: Connection) -> None:
+        await connection.receive()
+
+    async with listening(accept) as (address, dialler):
+        connection = await dialler.dial(address)
+        await connection.send(b"and now leave")
+        with pytest.raises(ConnectionLost):
+            await connection.receive()
+        with pytest.raises(ConnectionLost):
+            await connection.send(b"anybody there?")
+
+
+def foreign_certificate(directory: Path) -> Path:
+    """A certificate with a key of another kind."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([])
+    day = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, day, day + datetime.timedelta(days=36500))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = directory / "foreign.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(Encoding.PEM))
+    return path
+
+
+@asynchronous
+async def _dial_foreign(path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        return socket
+
+    server = web.Server(handle)
+    sockets = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
+    dialler = TlsTransport(identity("dialler"), DEFAULT)
+    with pytest.raises(ConnectionLost, match="no Ed25519 key"):
+        await dialler.dial(Address("127.0.0.1", sockets.sockets[0].getsockname()[1]))
+    await dialler.close()
+    sockets.close()
+    await server.shutdown(0.1)
+
+
+def test_a_certificate_of_another_kind_is_refused(tmp_path: Path) -> None:
+    _dial_foreign(foreign_certificate(tmp_path))

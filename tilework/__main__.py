@@ -1,0 +1,5 @@
+"""`python -m tilework`: the command line."""
+
+from tilework.main import main
+
+main()

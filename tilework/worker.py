@@ -1,0 +1,233 @@
+"""`tilework worker`: the account that a mining node works for.
+
+Its key stays in its file: transactions are signed here, in this process, and only they go to the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from msgspec import Struct
+
+from consensus import params
+from consensus.params import ChainParams
+from consensus.transaction import Payload, RegisterWorker, RetireWorker
+from node.config import ConfigError, load
+from tilework.options import rpc_option
+from tilework.output import CliError, Group, emit, notice
+from wallet.accounts.amounts import format_tile, parse_tile
+from wallet.errors import ExitCode, WalletError
+from worker.key import WorkerKey, WorkerKeyError
+
+if TYPE_CHECKING:
+    from wallet.client.gateway import Gateway
+    from wallet.client.views import TxView
+
+WAIT_SECONDS = 120.0
+_LOOK_SECONDS = 0.5
+
+
+class WorkerState(Struct, frozen=True):
+    """`worker_get`, and the spendable balance beside it."""
+
+    address: str
+    registered: bool
+    active: bool
+    bond: int
+    score: int
+    slots: int
+    slots_used: int
+    min_price: int
+    max_unit_bytes: int
+    max_packets: int
+    since: int
+    seen: int
+    retired_at: int | None
+    held: list[str]
+    balance: int = 0
+
+
+class Sent(Struct, frozen=True):
+    """What was sent; `height` is null where it was not waited for."""
+
+    address: str
+    txid: str
+    height: int | None
+
+
+def _key_file(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path:
+    if path is not None:
+        return path.expanduser()
+    try:
+        return load({}, os.environ).worker_key_file
+    except ConfigError as error:
+        raise CliError("config", error.message, error.fix, ExitCode.USAGE) from None
+
+
+key_option = click.option(
+    "--worker-key",
+    "key_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_key_file,
+    help="The worker's key file. Default: the one that `tilework node run` uses in the same environment.",
+)
+"""Passes `key_file: Path`."""
+
+wait_option = click.option(
+    "--wait/--no-wait", default=True, show_default=True, help="Wait until a block holds the transaction."
+)
+
+
+@click.group(cls=Group)
+def worker() -> None:
+    """Register the account that a node mines for.
+
+    A registered worker is dealt the packets of jobs and paid for their products. Registering takes a bond, which
+    returns after `stop`; a part of it burns with every packet that is not answered in its window. The account must
+    be funded first: by payments to its address, or by mining idle units.
+
+    \b
+    tilework worker status                the address to fund, and how it stands
+    tilework worker register --packets 4
+    """
+
+
+@worker.command()
+@key_option
+@rpc_option
+@click.option("--packets", type=click.IntRange(1, 1024), default=4, show_default=True, help="Most packets at once.")
+@click.option("--bond", metavar="TILE", help="The whole bond. Default: what so many packets need.")
+@click.option(
+    "--min-price", type=click.IntRange(0), default=0, show_default=True, help="Least pay, in grains per 2²⁰ MACs."
+)
+@click.option(
+    "--max-unit-mib",
+    type=click.IntRange(1, params.MAX_UNIT_BYTES >> 20),
+    default=params.MAX_UNIT_BYTES >> 20,
+    show_default=True,
+    help="Largest packet, operands and product together.",
+)
+@wait_option
+def register(
+    key_file: Path, url: str, packets: int, bond: str | None, min_price: int, max_unit_mib: int, wait: bool
+) -> None:
+    """Register the worker, or change and refresh its registration. A bond that it has already counts.
+
+    A key file that is missing is made, with a key of its own.
+    """
+    try:
+        key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = WorkerKey.load_or_create(key_file)
+    except WorkerKeyError as error:
+        raise CliError("worker-key", error.message, error.fix) from None
+    whole = None if bond is None else parse_tile(bond)
+
+    def payload(rules: ChainParams, state: WorkerState) -> Payload:
+        wanted = rules.slot_bond * packets if whole is None else whole
+        added = max(0, wanted - state.bond)
+        return RegisterWorker(key.x25519_key, min_price, max_unit_mib << 20, packets, added)
+
+    sent = asyncio.run(_send(key, url, payload, wait))
+    done = f"registered at height {sent.height}" if wait else "the registration is on its way"
+    emit(sent, f"{sent.address}: {done} (transaction {sent.txid})")
+
+
+@worker.command()
+@key_option
+@rpc_option
+def status(key_file: Path, url: str) -> None:
+    """Show the worker's address, balance, bond, score and packets."""
+    state = asyncio.run(_ask(_load(key_file), url))
+    standing = (
+        "active" if state.active else "registered, not dealt to yet or any more" if state.registered else "no worker"
+    )
+    if state.retired_at is not None:
+        standing = f"retired at height {state.retired_at}"
+    rows = {
+        "address": state.address,
+        "standing": standing,
+        "balance": f"{format_tile(state.balance)} TILE",
+        "bond": f"{format_tile(state.bond)} TILE",
+        "score": state.score,
+        "packets": f"{state.slots_used} of {state.slots} slots ({state.max_packets} declared)",
+        "key": key_file,
+    }
+    emit(state, "\n".join(f"{name:<10}{value}" for name, value in rows.items()))
+
+
+@worker.command()
+@key_option
+@rpc_option
+@wait_option
+def stop(key_file: Path, url: str, wait: bool) -> None:
+    """Retire the worker: it is dealt nothing more, and its bond returns once its last window is over."""
+    sent = asyncio.run(_send(_load(key_file), url, lambda _rules, _state: RetireWorker(), wait))
+    done = f"retired at height {sent.height}" if wait else "the retirement is on its way"
+    emit(sent, f"{sent.address}: {done} (transaction {sent.txid})")
+
+
+def _load(path: Path) -> WorkerKey:
+    try:
+        return WorkerKey.load(path)
+    except WorkerKeyError as error:
+        exit_code = ExitCode.REJECTED if path.exists() else ExitCode.NOT_FOUND
+        raise CliError("worker-key", error.message, error.fix, exit_code) from None
+
+
+async def _ask(key: WorkerKey, url: str) -> WorkerState:
+    from wallet.client.gateway import Gateway  # here and below: help needs no network library
+
+    async with Gateway(url, patience_seconds=0) as gateway:
+        network = await gateway.network()
+        return await _state(gateway, network.address_text(key.address))
+
+
+async def _state(gateway: Gateway, address: str) -> WorkerState:
+    fields: dict[str, Any] = await gateway.ask("worker_get", {"address": address}, result=dict[str, Any])
+    account = await gateway.account(address)
+    known = {name: fields[name] for name in WorkerState.__struct_fields__ if name in fields}
+    return WorkerState(**known | {"balance": account.balance})
+
+
+async def _send(key: WorkerKey, url: str, payload: Callable[[ChainParams, WorkerState], Payload], wait: bool) -> Sent:
+    """Build, sign and send one transaction of the worker's account."""
+    from wallet.client.gateway import Gateway
+    from wallet.client.purse import Purse
+
+    async with Gateway(url, patience_seconds=0) as gateway:
+        network = await gateway.network()
+        purse = Purse(gateway, network, key.public_key)
+        state = await _state(gateway, purse.address)
+        try:
+            (body,) = await purse.prepare([payload(network.params, state)], "this")
+        except WalletError as error:
+            if error.code != "insufficient-balance":
+                raise
+            fix = f"fund {purse.address} first: pay to it, or mine idle units with its key"
+            raise CliError(error.code, error.message, fix) from None
+        txid = body.txid(network.genesis_hash).hex()
+        await gateway.send(key.transaction(body, network.genesis_hash), txid)
+        height = (await _confirmed(gateway, txid)).height if wait else None
+        return Sent(purse.address, txid, height)
+
+
+async def _confirmed(gateway: Gateway, txid: str) -> TxView:
+    """The transaction in its block. Raises `CliError` if it failed there, or no block took it in time."""
+    notice("waiting for a block …")
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        view = await gateway.transaction(txid)
+        if view is not None and view.status == "confirmed":
+            if not view.ok:
+                fix = "nothing but the fee was spent; correct it and try again"
+                raise CliError(view.reason, f"the transaction failed: {view.detail}", fix)
+            return view
+        await asyncio.sleep(_LOOK_SECONDS)
+    fix = f"see later with tx_get {txid}; a node must be mining"
+    raise CliError("timeout", f"no block took transaction {txid} within {WAIT_SECONDS:g} s", fix, ExitCode.TIMEOUT)

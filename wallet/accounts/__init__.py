@@ -1,0 +1,1 @@
+"""What a user keeps: keys, the keystore, passwords, payment requests, amounts."""

@@ -1,0 +1,1 @@
+"""What talks to a node over JSON-RPC and believes nothing: jobs, payments, units."""

@@ -1,0 +1,276 @@
+"""A node as the wallet sees it: typed calls that sit out a node's restart, tensors, and the wait for the next block.
+
+Whatever may be asked twice is asked again while the node cannot be reached, for `patience_seconds` in all; a node that
+has never answered is given up sooner. Transactions may be: one has one id however often it arrives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy.typing as npt
+
+from consensus.codec import encode
+from consensus.params import MAX_TENSOR_BYTES
+from consensus.tensor import COLUMNS, Tensor
+from consensus.transaction import Transaction
+from wallet.client.matrices import MAX_NPY_HEADER_BYTES, from_npy, to_npy
+from wallet.client.rpc import NetworkError, ParamsLike, RpcClient, RpcError, Subscription
+from wallet.client.transactions import Network
+from wallet.client.views import (
+    AccountView,
+    ChainInfo,
+    Explanation,
+    FeesView,
+    HeaderView,
+    HeadEvent,
+    JobView,
+    MovementView,
+    PacketView,
+    ParamsView,
+    ProofView,
+    TensorView,
+    TxSent,
+    TxView,
+    WorkerView,
+)
+from wallet.errors import ExitCode, WalletError
+
+T = TypeVar("T")
+
+_TRANSIENT = frozenset({"NOT_READY", "TIMEOUT", "LIMIT"})
+"""Refusals that are about the moment and not about the call."""
+_FIRST_CONTACT_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 2.0
+
+
+class Gateway:
+    """One node. An asynchronous context manager; `patience_seconds` bounds how long a lost node is waited for."""
+
+    def __init__(self, url: str, *, patience_seconds: float = 30.0, timeout_seconds: float = 15.0) -> None:
+        self.url = url
+        self._patience_seconds = patience_seconds
+        self._timeout_seconds = timeout_seconds
+        self._has_answered = False
+
+    async def __aenter__(self) -> Self:
+        self.rpc = RpcClient(self.url, timeout_seconds=self._timeout_seconds)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.rpc.close()
+
+    async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The outcome of `attempt`, made again while the node cannot be reached or is not ready."""
+        begin, pause = time.monotonic(), _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                outcome = await attempt()
+                self._has_answered = True
+                return outcome
+            except WalletError as error:
+                passing = isinstance(error, NetworkError) or (isinstance(error, RpcError) and error.name in _TRANSIENT)
+                patience = self._patience_seconds
+                if not self._has_answered:
+                    patience = min(patience, _FIRST_CONTACT_SECONDS)
+                if not passing or time.monotonic() + pause > begin + patience:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def ask(self, method: str, params: ParamsLike | None = None, *, result: Any) -> Any:
+        """Call a method that may be called twice."""
+        return await self.patiently(lambda: self.rpc.call(method, params, result=result))
+
+    # ------------------------------------------------------------------ the chain
+
+    async def info(self) -> ChainInfo:
+        """The network and its tip."""
+        found: ChainInfo = await self.ask("chain_info", result=ChainInfo)
+        return found
+
+    async def network(self) -> Network:
+        """The network's rules, whose genesis hash has been checked. Raises `WalletError` (network-mismatch)."""
+        info = await self.info()
+        view: ParamsView = await self.ask("chain_params", result=ParamsView)
+        try:
+            params = view.params()
+        except ValueError as error:
+            fix = "use a node of the same version"
+            raise WalletError("network-mismatch", f"the node's rules make no sense: {error}", fix) from error
+        return Network(params, bytes.fromhex(info.genesis_hash))
+
+    async def header(self, height: int) -> HeaderView | None:
+        """The main chain's header at a height; None if it is not there yet."""
+        found: HeaderView | None = await _or_none(self.ask("chain_getHeader", {"height": height}, result=HeaderView))
+        return found
+
+    @asynccontextmanager
+    async def heads(self) -> AsyncIterator[Heads]:
+        """Waits for blocks, for as long as the context lasts."""
+        async with AsyncExitStack() as stack:
+            yield Heads(self.rpc, stack)
+
+    # ------------------------------------------------------------------ accounts and transactions
+
+    async def account(self, address: str) -> AccountView:
+        """An account after the tip."""
+        found: AccountView = await self.ask("state_getAccount", {"address": address}, result=AccountView)
+        return found
+
+    async def proof(self, address: str) -> ProofView:
+        """A proof of an account's record after the tip."""
+        found: ProofView = await self.ask("state_getProof", {"address": address}, result=ProofView)
+        return found
+
+    async def fees(self) -> FeesView:
+        """The next block's base fee and a tip."""
+        found: FeesView = await self.ask("tx_fees", result=FeesView)
+        return found
+
+    async def transaction(self, txid: str) -> TxView | None:
+        """A transaction; None if the node knows of none."""
+        found: TxView | None = await _or_none(self.ask("tx_get", {"txid": txid}, result=TxView))
+        return found
+
+    async def history(self, address: str, limit: int, before: int | None = None) -> list[MovementView]:
+        """What came to and left an account, newest first; below the height `before`, if given."""
+        params = {"address": address, "limit": limit, "before": before}
+        found: list[MovementView] = await self.ask("tx_history", params, result=list[MovementView])
+        return found
+
+    async def send(self, tx: Transaction, txid: str) -> None:
+        """Send a transaction, once or until it is known to have arrived. Raises `RpcError` if it is refused."""
+        try:
+            await self.ask("tx_send", {"transaction": encode(tx).hex()}, result=TxSent)
+        except RpcError:
+            # Refused, maybe because an earlier attempt has brought it into a block.
+            if await self.transaction(txid) is None:
+                raise
+
+    # ------------------------------------------------------------------ jobs and workers
+
+    async def job(self, job: str) -> JobView | None:
+        """A job; None if no such job was opened. Raises `WalletError` (job-invalid) for what is no id."""
+        check_job_id(job)
+        found: JobView | None = await _or_none(self.ask("job_get", {"job": job}, result=JobView))
+        return found
+
+    async def packets(self, job: str) -> list[PacketView]:
+        """A job's packets, in order."""
+        found: list[PacketView] = await self.ask("job_packets", {"job": job}, result=list[PacketView])
+        return found
+
+    async def jobs(self, owner: str | None, limit: int) -> list[JobView]:
+        """Jobs of one account or of everybody, newest first."""
+        found: list[JobView] = await self.ask("job_list", {"owner": owner, "limit": limit}, result=list[JobView])
+        return found
+
+    async def explain(self, packet: str, job: str | None = None) -> Explanation:
+        """Who held a packet when, and who was paid."""
+        found: Explanation = await self.ask("job_explain", {"packet": packet, "job": job}, result=Explanation)
+        return found
+
+    async def workers(self) -> list[WorkerView]:
+        """The workers that packets are dealt to, best first."""
+        params = {"active_only": True, "limit": 1000}
+        found: list[WorkerView] = await self.ask("worker_list", params, result=list[WorkerView])
+        return found
+
+    # ------------------------------------------------------------------ tensors
+
+    async def upload(self, tensor: Tensor) -> None:
+        """Bring a tensor to the node, unless it is there. Raises `WalletError`: commitment-differs, or a refusal."""
+        path = f"tensors/{tensor.commitment.hex()}"
+        if await self.patiently(lambda: self.rpc.has(path)):
+            return
+        side = "columns" if tensor.spec.side == COLUMNS else "rows"
+
+        async def put() -> TensorView:
+            # Made anew for each attempt: a stream that was sent in part is spent.
+            body = await asyncio.to_thread(to_npy, tensor.matrix)
+            return await self.rpc.put("tensors", body, query={"side": side}, result=TensorView)
+
+        stored = await self.patiently(put)
+        if stored.commitment != tensor.commitment.hex():
+            fix = "use another node, or one of the same version"
+            raise WalletError("commitment-differs", "the node committed to another matrix than was sent", fix)
+
+    async def tensor(self, commitment: str, dtype: npt.DTypeLike, rows: int, cols: int) -> npt.NDArray[Any] | None:
+        """A matrix of this type and shape, unverified; None if the node does not serve such a one."""
+        limit = MAX_TENSOR_BYTES + MAX_NPY_HEADER_BYTES
+        data = await self.patiently(lambda: self.rpc.get(f"tensors/{commitment}", limit=limit))
+        try:
+            return None if data is None else from_npy(data, dtype, (rows, cols))
+        except ValueError:
+            return None
+
+
+class Heads:
+    """Waits for the next block: by subscription, and by the clock while there is none."""
+
+    def __init__(self, rpc: RpcClient, stack: AsyncExitStack) -> None:
+        self._rpc = rpc
+        self._stack = stack
+        self._events: Subscription[HeadEvent] | None = None
+
+    async def wait(self, seconds: float) -> int | None:
+        """The next block's height; None after `seconds`, or when a block may have been missed."""
+        try:
+            async with asyncio.timeout(seconds):
+                if self._events is None:
+                    await self._subscribe()
+                    return None  # a block may have come just before
+                return (await anext(self._events)).height
+        except TimeoutError:
+            return None
+        except WalletError:
+            await self._stack.aclose()
+            self._events = None
+            await asyncio.sleep(min(seconds, _LONGEST_PAUSE_SECONDS))
+            return None
+
+    async def _subscribe(self) -> None:
+        self._events = await self._stack.enter_async_context(self._rpc.subscribe("newHeads", HeadEvent))
+
+
+def check_job_id(job: str) -> None:
+    """Raise `WalletError` (job-invalid) unless `job` can be a job's id: 64 lowercase hexadecimal digits."""
+    if not re.fullmatch("[0-9a-f]{64}", job):
+        fix = "copy all 64 digits; `tilework job list` shows them"
+        raise WalletError("job-invalid", f"{job[:80]!r} is not the id of a job", fix, ExitCode.USAGE)
+
+
+async def together(calls: Iterable[Callable[[], Awaitable[T]]], at_once: int = 4) -> list[T]:
+    """The outcomes of `calls`, `at_once` of them under way at a time; the first failure ends them all."""
+    limit = asyncio.Semaphore(at_once)
+
+    async def run(call: Callable[[], Awaitable[T]]) -> T:
+        async with limit:
+            return await call()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(run(call)) for call in calls]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _or_none(call: Awaitable[T]) -> T | None:
+    """The outcome of a call, None where the node says that there is no such thing."""
+    try:
+        return await call
+    except RpcError as error:
+        if error.name == "NOT_FOUND":
+            return None
+        raise

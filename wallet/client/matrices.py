@@ -1,0 +1,139 @@
+"""Users' matrices: what may be multiplied, and reading and writing it as .npy files (numpy's format, never pickled).
+
+A header is checked before anything is allocated: a file or an answer cannot ask for more memory than it has bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from consensus.params import OPERAND_BOUND
+from wallet.errors import ExitCode, WalletError
+from wallet.models.quantised import Int8Matrix
+
+MAX_NPY_HEADER_BYTES = 4096
+
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def as_operand(matrix: npt.ArrayLike, name: str) -> Int8Matrix:
+    """`matrix` as an int8 operand: 2-D, not empty, of an integer type, entries in [−63, 63].
+
+    Raises `WalletError` (matrix-invalid) that says what to do.
+    """
+    array = np.asarray(matrix)
+    if array.ndim != 2:
+        fix = "give a 2-D array: x[None, :] makes one row of a vector"
+        raise _invalid(name, f"it has {array.ndim} dimensions", fix)
+    if 0 in array.shape:
+        raise _invalid(name, f"it is empty, {array.shape[0]}×{array.shape[1]}", "give at least one row and one column")
+    if array.dtype.kind not in "iu":
+        raise _invalid(name, *_wrong_type(array))
+    low, high = int(array.min()), int(array.max())
+    if low < -OPERAND_BOUND or high > OPERAND_BOUND:
+        fix = "quantise to 7 bits, or split larger integers into limbs of base 127 and add the products"
+        raise _invalid(name, f"its entries lie in [{low}, {high}], beyond [−{OPERAND_BOUND}, {OPERAND_BOUND}]", fix)
+    return np.ascontiguousarray(array, np.int8)
+
+
+def as_operands(x: npt.ArrayLike, w: npt.ArrayLike) -> tuple[Int8Matrix, Int8Matrix]:
+    """Both operands of x·w. Raises `WalletError` (matrix-invalid, shape-mismatch)."""
+    left, right = as_operand(x, "x"), as_operand(w, "w")
+    if left.shape[1] != right.shape[0]:
+        (m, k), (k2, n) = left.shape, right.shape
+        message = f"x is {m}×{k} and w is {k2}×{n}: the inner dimensions differ"
+        raise WalletError("shape-mismatch", message, "transpose one, or swap them", ExitCode.USAGE)
+    return left, right
+
+
+def load_matrix(path: Path) -> npt.NDArray[Any]:
+    """The array in a .npy file. Raises `WalletError`: file-not-found, not-a-matrix-file."""
+    try:
+        with open(path, "rb") as file:
+            return _read(file, os.fstat(file.fileno()).st_size)
+    except FileNotFoundError as error:
+        raise WalletError("file-not-found", f"there is no {path}", "check the path", ExitCode.NOT_FOUND) from error
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise WalletError("not-a-matrix-file", message, "check the path and its mode", ExitCode.USAGE) from error
+    except ValueError as error:
+        fix = "save it with numpy.save(path, array): an array of integers, not of objects"
+        raise WalletError("not-a-matrix-file", f"{path}: {error}", fix, ExitCode.USAGE) from error
+
+
+def save_matrix(path: Path, matrix: npt.NDArray[Any]) -> None:
+    """Write a .npy file, whole or not at all; replaces what is there. Raises `WalletError` (file-not-written)."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                np.lib.format.write_array(file, matrix, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        fix = "check the directory and the free space, then try again"
+        raise WalletError(
+            "file-not-written", f"cannot write {path}: {error.strerror}", fix, ExitCode.INTERNAL
+        ) from error
+
+
+def to_npy(matrix: npt.NDArray[Any]) -> io.BytesIO:
+    """A matrix as the bytes of a .npy file."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, matrix, version=(1, 0), allow_pickle=False)
+    file.seek(0)
+    return file
+
+
+def from_npy(data: bytes, dtype: npt.DTypeLike, shape: tuple[int, int]) -> npt.NDArray[Any]:
+    """The matrix in the bytes of a .npy file. Raises `ValueError` unless it has this type and shape."""
+    found = _read(io.BytesIO(data), len(data))
+    if found.dtype != dtype or found.shape != shape:
+        raise ValueError(f"got {found.dtype} {found.shape}, expected {np.dtype(dtype)} {shape}")
+    return found
+
+
+def _read(file: BinaryIO, size: int) -> npt.NDArray[Any]:
+    """The array in `file`, which holds `size` bytes; ValueError if it is something else."""
+    read_header = _READ_HEADER.get(np.lib.format.read_magic(file))
+    if read_header is None:
+        raise ValueError("it is a .npy file of a version that holds no plain numbers")
+    try:
+        shape, is_fortran, dtype = read_header(file, max_header_size=MAX_NPY_HEADER_BYTES)
+    except Exception as error:  # numpy's parser also raises what Python's tokenizer and literals raise
+        raise ValueError("its header is not one of a .npy file") from error
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are never read")
+    count = 1
+    for side in shape:
+        count *= side
+    rest = size - file.tell()
+    if count < 0 or count * dtype.itemsize != rest:
+        raise ValueError(f"its header promises {count * dtype.itemsize} bytes, it has {rest}")
+    data = file.read(rest)
+    if len(data) != rest:
+        raise ValueError("it ends early")
+    array: npt.NDArray[Any] = np.frombuffer(data, dtype) if count else np.empty(0, dtype)
+    return array.reshape(shape, order="F" if is_fortran else "C")
+
+
+def _wrong_type(array: npt.NDArray[Any]) -> tuple[str, str]:
+    if array.dtype.kind != "f":
+        return f"its type is {array.dtype}, not an integer type", "convert it: x.astype(numpy.int8)"
+    odd = int(np.count_nonzero(~np.isfinite(array)))
+    what = f"its type is {array.dtype}" + (f", and {odd} entries are NaN or infinite" if odd else "")
+    return what, "quantise it to integers in [−63, 63] first: the product is exact, so rounding is your choice"
+
+
+def _invalid(name: str, fault: str, fix: str) -> WalletError:
+    return WalletError("matrix-invalid", f"{name}: {fault}", fix, ExitCode.USAGE)

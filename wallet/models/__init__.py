@@ -1,0 +1,1 @@
+"""What is multiplied: quantised networks, and the demo."""
