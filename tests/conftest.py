@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, settings
 from tests.wallet.network import Running, register_worker, running_node
 
 # A shared core can pause for longer than any single example takes, so time per example says nothing here.
-settings.register_profile("tilework", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The blob of a failing example gives it again on any machine (CONTRIBUTING.md).
+settings.register_profile("tilework", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("tilework")
 
 
