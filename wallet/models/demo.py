@@ -1,6 +1,6 @@
 """The demonstration job's real data: held-out handwritten digits and the quantised network that classifies them.
 
-`docs/demo/train_mnist.py` made both files in `wallet/data/`; `docs/demo/README.md` states source and licence.
+`docs/demo/train_mnist.py` made both files in `wallet/models/data/`; `docs/demo/README.md` states source and licence.
 """
 
 from __future__ import annotations
