@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks._bench import Row, main, run_alone
 from consensus import work
 from consensus.params import TILE
+from consensus.shape import Shape
 from tests.simulation.economy import advantage
 from tests.simulation.strategies import LIMITS, LOSING, Case, cheaper_tickets
 
@@ -58,7 +59,7 @@ def _tickets() -> list[Row]:
         a = generator.integers(-63, 64, (m, k), dtype=np.int8)
         b = generator.integers(-63, 64, (k, n), dtype=np.int8)
         functions["packet", (m, k, n)] = lambda a=a, b=b: work.evaluate(SEED, a, b).states  # type: ignore[misc]
-        functions["idle", (m, k, n)] = lambda m=m, n=n, k=k: work.evaluate_idle(SEED, m, n, k)  # type: ignore[misc]
+        functions["idle", (m, k, n)] = lambda m=m, k=k, n=n: work.evaluate_idle(SEED, Shape(m, k, n))  # type: ignore[misc]
     weights = _weights_per_second(functions)
     least = weights["idle", IDLE]
     rows = []

@@ -10,6 +10,7 @@ from consensus import crypto
 from consensus.codec import U32, U63, ZERO_HASH, Address, Hash, Nonce8, Value, decode, encode
 from consensus.params import PROTOCOL_VERSION, ChainParams
 from consensus.proofs import merkle
+from consensus.shape import Shape
 from consensus.transaction import Result, Transaction
 
 MAX_HEADER_BYTES = 1024
@@ -28,6 +29,11 @@ class PacketUnit(Value, frozen=True, tag=1):
     m: U32
     k: U32
     n: U32
+
+    @property
+    def shape(self) -> Shape:
+        """The product's shape."""
+        return Shape(self.m, self.k, self.n)
 
 
 Unit: TypeAlias = Idle | PacketUnit
@@ -97,8 +103,7 @@ class Header(Value, frozen=True):
         """The winning ticket, from the *claimed* state; 32 zero bytes for genesis."""
         if self.proof is None:
             return ZERO_HASH
-        tile = self.proof.i.to_bytes(4, "little") + self.proof.j.to_bytes(4, "little")
-        return crypto.H("tw/ticket", self.core.seed + tile + self.proof.state)
+        return crypto.ticket(self.core.seed, self.proof.i, self.proof.j, self.proof.state)
 
 
 class Body(Value, frozen=True):
@@ -133,11 +138,9 @@ class Block(Value, frozen=True):
         return self.header.core.height
 
 
-def unit_shape(params: ChainParams, unit: Unit) -> tuple[int, int, int]:
-    """(m, n, k) of a unit."""
-    if isinstance(unit, Idle):
-        return params.idle_m, params.idle_n, params.idle_k
-    return unit.m, unit.n, unit.k
+def unit_shape(params: ChainParams, unit: Unit) -> Shape:
+    """The shape of a unit: an idle one's is the network's."""
+    return params.idle_shape if isinstance(unit, Idle) else unit.shape
 
 
 def genesis(params: ChainParams, state_root: bytes) -> Block:

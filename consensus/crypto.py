@@ -35,6 +35,23 @@ def stream(seed: bytes, label: str, size: int, first_block: int = 0) -> bytes:
     return Cipher(algorithms.ChaCha20(key, nonce), mode=None).encryptor().update(bytes(size))
 
 
+def ticket_hasher(seed: bytes) -> hashlib.blake2b:
+    """H("tw/ticket", seed ‖ …), to be copied and continued with `tile_bytes` for each tile of one unit."""
+    return hashlib.blake2b(seed, digest_size=32, person=_person("tw/ticket"))
+
+
+def tile_bytes(i: int, j: int, state: bytes | memoryview) -> bytes:
+    """u32le(i) ‖ u32le(j) ‖ state: what a ticket adds to its unit's seed."""
+    return i.to_bytes(4, "little") + j.to_bytes(4, "little") + state
+
+
+def ticket(seed: bytes, i: int, j: int, state: bytes) -> bytes:
+    """H("tw/ticket", seed ‖ u32le(i) ‖ u32le(j) ‖ state): a tile's lottery ticket (docs/protocol.md, section 4)."""
+    hasher = ticket_hasher(seed)
+    hasher.update(tile_bytes(i, j, state))
+    return hasher.digest()
+
+
 def address_of(public_key: bytes) -> bytes:
     """The 20-byte account address of an Ed25519 public key."""
     return H("tw/addr", public_key)[:20]

@@ -5,9 +5,10 @@ Events are derived from blocks and hashed into nothing; a node indexes them.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TypeAlias
 
-from consensus.codec import U16, U32, U63, Address, Amount, Hash, Value
+from consensus.codec import U32, U63, Address, Amount, Hash, Value
 
 
 class Opened(Value, frozen=True, tag=0):
@@ -78,17 +79,23 @@ class Cancelled(Value, frozen=True, tag=6):
     withdrawn: U32
 
 
+class Ending(IntEnum):
+    """Why a group closed."""
+
+    COMPLETED = 0
+    EXPIRED = 1
+    CANCELLED = 2
+
+
 class Closed(Value, frozen=True, tag=7):
-    """The group is over and `refund` grains went back to its owner. `why`: COMPLETED, EXPIRED or WITHDRAWN."""
+    """The group is over and `refund` grains went back to its owner."""
 
     job: Hash
     owner: Address
     refund: Amount
     done: U32
-    why: U16
+    why: Ending
 
-
-COMPLETED, EXPIRED, WITHDRAWN = 0, 1, 2
 
 Event: TypeAlias = Opened | Dealt | Answered | Missed | Dropped | Completed | Cancelled | Closed
 

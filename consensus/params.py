@@ -10,21 +10,15 @@ import msgspec
 
 from consensus.codec import MAX_AMOUNT, Address, Amount, Hash, Value, encode
 from consensus.crypto import H
+from consensus.shape import MAX_UNIT_BYTES, Shape
 
 TILE = 10**9
 """Grains in one TILE."""
 
-TILE_SIDE = 64
-"""Side of a transcript tile and rank of the noise (section 3): a noise of lower rank would leave a shortcut."""
-
-OPERAND_BOUND = 63
-NOISED_BOUND = 64
-MAX_DIMENSION = 4096
 MAX_TARGET = 2**254 - 1
 """The easiest target: target · k / 1024 stays below 2²⁵⁶ for every k."""
 PROTOCOL_VERSION = 1
 
-MAX_UNIT_BYTES = 32 << 20
 MAX_TX_BYTES = 128 << 10
 MAX_BODY_BYTES = 1 << 20
 MAX_TENSOR_BYTES = 32 << 20
@@ -141,10 +135,13 @@ class ChainParams(Value, frozen=True):
         assert minted + sum(allocation.amount for allocation in self.allocations) <= MAX_AMOUNT
         # The fee market's target must have room for one block's worth of tensors.
         assert self.gas_limit // 2 >= MAX_TENSOR_BYTES * self.gas.tensor_byte
-        for side in (self.idle_m, self.idle_n, self.idle_k):
-            assert side % TILE_SIDE == 0
-            assert TILE_SIDE <= side <= MAX_DIMENSION
-        assert self.idle_k * (self.idle_m + self.idle_n) + 4 * self.idle_m * self.idle_n <= MAX_UNIT_BYTES
+        assert self.idle_shape.is_unit()
+        assert self.idle_shape.unit_bytes <= MAX_UNIT_BYTES
+
+    @property
+    def idle_shape(self) -> Shape:
+        """The shape of idle units."""
+        return Shape(self.idle_m, self.idle_k, self.idle_n)
 
 
 _SPACING_DEVNET_MS = 2_000

@@ -8,13 +8,14 @@ Whatever executes does so on an `Overlay`: the map below is never changed, and a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Generic, Protocol, TypeVar
+from enum import IntEnum
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
-from msgspec import Meta
 
 from consensus.codec import U16, U32, U63, Address, Amount, Hash, PublicKey, Value, encode
 from consensus.proofs import trie
+from consensus.shape import Shape
 from consensus.tensor import TensorSpec, left_spec, right_spec
 
 R = TypeVar("R", bound=Value)
@@ -117,7 +118,13 @@ class Worker(Value, frozen=True):
     slots: tuple[Slot, ...] = ()
 
 
-QUEUED, HELD, DONE, WITHDRAWN = 0, 1, 2, 3
+class PacketStatus(IntEnum):
+    """Where a packet stands between its job's opening and its group's closing."""
+
+    QUEUED = 0
+    HELD = 1
+    DONE = 2
+    WITHDRAWN = 3
 
 
 class Packet(Value, frozen=True):
@@ -131,10 +138,15 @@ class Packet(Value, frozen=True):
     a_root: Hash
     b_root: Hash
     fee: Amount
-    status: Annotated[int, Meta(ge=QUEUED, le=WITHDRAWN)] = QUEUED
+    status: PacketStatus = PacketStatus.QUEUED
     worker: Address = bytes(20)
     slot: U32 = 0
     dealt_at: U63 = 0
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the product."""
+        return Shape(self.m, self.k, self.n)
 
     @property
     def left(self) -> TensorSpec:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from consensus.codec import Hash, Value, encode
 from consensus.crypto import H
-from consensus.params import MAX_DIMENSION, OPERAND_BOUND, TILE_SIDE
 from consensus.proofs import merkle
+from consensus.shape import OPERAND_BOUND, TILE_SIDE, is_side
 
 Matrix: TypeAlias = npt.NDArray[Any]
 """int8 or int32; which of them, the spec says."""
@@ -55,10 +55,7 @@ class TensorSpec(Value, frozen=True):
     def is_well_formed(self) -> bool:
         """Whether the shape is one that a unit can have and the number of strips follows from it."""
         along = self.rows if self.side == ROWS else self.cols
-        return (
-            all(TILE_SIDE <= d <= MAX_DIMENSION and d % TILE_SIDE == 0 for d in (self.rows, self.cols))
-            and self.leaves == along // TILE_SIDE
-        )
+        return is_side(self.rows) and is_side(self.cols) and self.leaves == along // TILE_SIDE
 
 
 def left_spec(rows: int, cols: int, root: bytes) -> TensorSpec:

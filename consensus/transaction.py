@@ -8,7 +8,8 @@ from msgspec import Meta
 
 from consensus import crypto
 from consensus.codec import U16, U32, U63, Address, Amount, Hash, PublicKey, Signature, Value, decode, encode
-from consensus.params import MAX_TX_BYTES, TILE_SIDE
+from consensus.params import MAX_TX_BYTES
+from consensus.shape import Shape
 from consensus.tensor import TensorSpec, left_spec, right_spec
 
 OPEN, DIRECT, SEALED = 0, 1, 2
@@ -84,6 +85,11 @@ class SubmitJob(Value, frozen=True, tag=3):
         """Spec of a packet's right operand."""
         operand = self.rights[packet.right]
         return right_spec(operand.rows, operand.cols, operand.root)
+
+    def shape(self, packet: Pair) -> Shape:
+        """Shape of a packet's product."""
+        left = self.lefts[packet.left]
+        return Shape(left.rows, left.cols, self.rights[packet.right].cols)
 
     def operands(self) -> list[TensorSpec]:
         """Specs of all operands, each once per list."""
@@ -165,16 +171,6 @@ def decode_transaction(data: bytes) -> Transaction:
     return decode(Transaction, data, MAX_TX_BYTES)
 
 
-def packet_id(txid: bytes, index: int) -> bytes:
+def packet_id_of(txid: bytes, index: int) -> bytes:
     """H("tw/packet", txid ‖ u32 index)."""
     return crypto.H("tw/packet", txid + index.to_bytes(4, "little"))
-
-
-def macs(m: int, n: int, k: int) -> int:
-    """Multiply-accumulates that a packet is priced by: m·n·(k + 128), the recovery of the product included."""
-    return m * n * (k + 2 * TILE_SIDE)
-
-
-def unit_bytes(m: int, n: int, k: int) -> int:
-    """Bytes that a unit moves: int8 operands and the int32 product."""
-    return m * k + k * n + 4 * m * n

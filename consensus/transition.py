@@ -109,17 +109,15 @@ def apply_unit(execution: Execution, header: Header, products: Products) -> None
     """The block's own unit: its product is true, and where it is a packet it is the miner's implicit Result."""
     core, proof = header.core, header.proof
     assert proof is not None, "only genesis has no proof, and it is not executed"
-    m, n, k = unit_shape(execution.params, core.unit)
-    execution.oblige({proof.product: 4 * m * n})
+    shape = unit_shape(execution.params, core.unit)
+    execution.oblige({proof.product: shape.product_bytes})
     if not isinstance(core.unit, PacketUnit):
-        if not products.idle_holds(core.seed, (m, n, k), proof.product):
+        if not products.idle_holds(core.seed, shape, proof.product):
             raise BadProof(Reason.WRONG_PRODUCT, proof.product, "the noise's product")
         return
     unit = core.unit
     packet, _ = _assignment(execution, unit.packet_id, core.miner)
-    if (unit.m, unit.k, unit.n, unit.a_root, unit.b_root) != (
-        packet.m, packet.k, packet.n, packet.a_root, packet.b_root
-    ):  # fmt: skip
+    if (unit.shape, unit.a_root, unit.b_root) != (packet.shape, packet.a_root, packet.b_root):
         raise ConsensusError(Reason.BAD_UNIT, unit, "the packet's operands")
     if not products.product_holds(packet.left, packet.right, proof.product):
         raise BadProof(Reason.WRONG_PRODUCT, proof.product, "the packet's product")
@@ -132,7 +130,7 @@ def apply_result(execution: Execution, genesis_hash: bytes, result: Result, prod
     packet, worker = _assignment(execution, body.packet_id, body.worker)
     if not crypto.verify(worker.public_key, body.signing_hash(genesis_hash), result.signature):
         raise ConsensusError(Reason.BAD_SIGNATURE, result.signature, "the worker's signature for this network")
-    execution.oblige({body.product: 4 * packet.m * packet.n})
+    execution.oblige({body.product: packet.shape.product_bytes})
     if not products.product_holds(packet.left, packet.right, body.product):
         raise ConsensusError(Reason.WRONG_PRODUCT, body.product, "the packet's product")
     jobs.answer(execution, body.packet_id, packet, body.product, won=False)

@@ -20,20 +20,18 @@ from consensus.codec import Hash, Value, encode
 from consensus.errors import BadProof, ConsensusError, Reason
 from consensus.params import (
     MAX_BODY_BYTES,
-    MAX_DIMENSION,
     MAX_MEMO_BYTES,
     MAX_OUTPUTS,
     MAX_TARGET,
     MAX_TENSOR_BYTES,
     MAX_TX_BYTES,
-    MAX_UNIT_BYTES,
     PROTOCOL_VERSION,
-    TILE_SIDE,
     ChainParams,
 )
 from consensus.rules import jobs
+from consensus.shape import MAX_UNIT_BYTES, TILE_SIDE
 from consensus.tensor import TensorSpec, left_spec, right_spec
-from consensus.transaction import SubmitJob, Transaction, Transfer, TxBody, unit_bytes
+from consensus.transaction import SubmitJob, Transaction, Transfer, TxBody
 
 
 class Strips(Value, frozen=True):
@@ -94,7 +92,7 @@ def check_tile(params: ChainParams, header: Header, strips: Strips | None = None
     """Recompute the winning tile. A packet header needs its `strips`, whose roots stand in the core."""
     core, proof = header.core, header.proof
     assert proof is not None, "checked with the header"
-    m, n, k = unit_shape(params, core.unit)
+    m, k, n = unit_shape(params, core.unit)
     if isinstance(core.unit, Idle):
         a: tensor.Matrix = np.zeros((TILE_SIDE, k), np.int8)
         b: tensor.Matrix = np.zeros((k, TILE_SIDE), np.int8)
@@ -189,16 +187,15 @@ def _check_header_alone(params: ChainParams, header: Header) -> None:
         raise ConsensusError(Reason.WRONG_TARGET, core.target, f"at most {MAX_TARGET.to_bytes(32, 'big').hex()}")
     if proof is None:
         raise BadProof(Reason.MISSING_PROOF, "no proof", "a winning tile")
-    m, n, k = unit_shape(params, core.unit)
-    if any(side % TILE_SIDE or not TILE_SIDE <= side <= MAX_DIMENSION for side in (m, n, k)):
-        raise ConsensusError(Reason.BAD_UNIT, f"{m}×{k} times {k}×{n}", "multiples of 64 in 64…4096")
-    if unit_bytes(m, n, k) > MAX_UNIT_BYTES:
-        raise ConsensusError(Reason.UNIT_TOO_LARGE, unit_bytes(m, n, k), MAX_UNIT_BYTES)
-    if proof.i >= m // TILE_SIDE or proof.j >= n // TILE_SIDE:
-        raise BadProof(
-            Reason.TILE_OUT_OF_RANGE, f"({proof.i}, {proof.j})", f"below ({m // TILE_SIDE}, {n // TILE_SIDE})"
-        )
-    if not work.wins(header.ticket, core.target_int, k):
+    shape = unit_shape(params, core.unit)
+    if not shape.is_unit():
+        raise ConsensusError(Reason.BAD_UNIT, shape, "multiples of 64 in 64…4096")
+    if shape.unit_bytes > MAX_UNIT_BYTES:
+        raise ConsensusError(Reason.UNIT_TOO_LARGE, shape.unit_bytes, MAX_UNIT_BYTES)
+    rows, columns = shape.m // TILE_SIDE, shape.n // TILE_SIDE
+    if proof.i >= rows or proof.j >= columns:
+        raise BadProof(Reason.TILE_OUT_OF_RANGE, f"({proof.i}, {proof.j})", f"below ({rows}, {columns})")
+    if not work.wins(header.ticket, core.target_int, shape.k):
         raise BadProof(Reason.TICKET_ABOVE_TARGET, header.ticket, core.target)
 
 

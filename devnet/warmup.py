@@ -31,7 +31,7 @@ async def measure(params: ChainParams) -> Measured:
     for run in range(_RUNS):
         await asyncio.sleep(_REST_SECONDS)
         started = time.perf_counter()
-        await bench.run(work.evaluate_idle, run.to_bytes(32, "big"), params.idle_m, params.idle_n, params.idle_k)
+        await bench.run(work.evaluate_idle, run.to_bytes(32, "big"), params.idle_shape)
         seconds.append(time.perf_counter() - started)
     bench.close()
     return Measured(statistics.mean(seconds))

@@ -18,7 +18,8 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from consensus.codec import encode
-from consensus.params import MAX_UNIT_BYTES, ChainParams
+from consensus.params import ChainParams
+from consensus.shape import MAX_UNIT_BYTES
 from consensus.transaction import RegisterWorker, TxBody
 from consensus.validation import intrinsic_gas
 from devnet import keys

@@ -34,7 +34,8 @@ from consensus.errors import ConsensusError, Reason
 from consensus.params import PROTOCOL_VERSION, TILE, Allocation, ChainParams
 from consensus.proofs.products import CheckedProducts, Products
 from consensus.rules import jobs
-from consensus.state import HELD, Changes, EmptyState, Group, Overlay, Packet, StateReader, Worker
+from consensus.shape import MAX_UNIT_BYTES, Shape
+from consensus.state import Changes, EmptyState, Group, Overlay, Packet, PacketStatus, StateReader, Worker
 from consensus.tensor import COLUMNS, Tensor
 from consensus.transaction import (
     CancelJob,
@@ -50,7 +51,7 @@ from consensus.transaction import (
     Transaction,
     Transfer,
     TxBody,
-    packet_id,
+    packet_id_of,
 )
 from consensus.transition import Transition, apply_block, genesis_transition
 from consensus.validation import ParentContext, Strips
@@ -239,7 +240,7 @@ class ChainBuilder:
     def holder(self, identity: bytes) -> Key | None:
         """Who holds a packet now."""
         packet = state.PACKETS.get(self.state, identity)
-        return KEYS[packet.worker] if packet is not None and packet.status == HELD else None
+        return KEYS[packet.worker] if packet is not None and packet.status == PacketStatus.HELD else None
 
     def held(self, *jobs_: Job) -> list[bytes]:
         """The packets of `jobs_` that somebody holds, in the jobs' order."""
@@ -283,7 +284,7 @@ class ChainBuilder:
         packets: int = 1,
         bond: int | None = None,
         min_price: int = 0,
-        max_unit_bytes: int = params.MAX_UNIT_BYTES,
+        max_unit_bytes: int = MAX_UNIT_BYTES,
         **changes: Any,
     ) -> Transaction:
         """Join as a worker; the default bond is one slot's per packet."""
@@ -340,7 +341,7 @@ class ChainBuilder:
         )
         transaction = self.tx(owner, payload, **changes)
         txid = transaction.body.txid(self.genesis_hash)
-        identities = tuple(packet_id(txid, index) for index in range(len(pairs)))
+        identities = tuple(packet_id_of(txid, index) for index in range(len(pairs)))
         return Job(transaction, txid, payload, identities, tuple(places), (m, n))
 
     def _operand(self, matrix: Int8, right: bool = False) -> Operand:
@@ -448,8 +449,8 @@ class ChainBuilder:
         for nonce in range(1 << 16):
             core = replace(core, nonce=nonce.to_bytes(8, "little"))
             if operands is None:
-                shape = (self.params.idle_m, self.params.idle_n, self.params.idle_k)
-                evaluation, k = _evaluate_idle(core.seed, *shape), shape[2]
+                shape = self.params.idle_shape
+                evaluation, k = _evaluate_idle(core.seed, shape), shape.k
             else:
                 a, b = operands[0].matrix, operands[1].matrix
                 evaluation, k = work.evaluate(core.seed, a, b), a.shape[1]
@@ -539,6 +540,6 @@ def fees_of(chain: ChainBuilder, job: Job) -> list[int]:
 
 
 @lru_cache(maxsize=2048)
-def _evaluate_idle(seed: bytes, m: int, n: int, k: int) -> Evaluation | None:
+def _evaluate_idle(seed: bytes, shape: Shape) -> Evaluation | None:
     """The seed names the header core, and with it all that the result depends on."""
-    return work.evaluate_idle(seed, m, n, k)
+    return work.evaluate_idle(seed, shape)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 from consensus.proofs.products import CheckedProducts
+from consensus.shape import Shape
 from consensus.state import NODE_PREFIX
 from consensus.tensor import Tensor
 
@@ -61,5 +62,5 @@ class MemoryTensors:
 class TrustedIdleProducts(CheckedProducts):
     """Checks packets' products, and takes those of idle units on trust: for chains built without work."""
 
-    def idle_holds(self, seed: bytes, shape: tuple[int, int, int], product: bytes) -> bool:
+    def idle_holds(self, seed: bytes, shape: Shape, product: bytes) -> bool:
         return True

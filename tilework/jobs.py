@@ -378,7 +378,7 @@ def _check_output(output: Path) -> None:
 def _described(offer: Offer) -> str:
     grid = offer.slices.grid
     return (
-        f"{grid.m}×{grid.k} times {grid.k}×{grid.n}: {offer.packets} packets of at most "
+        f"{grid.shape}: {offer.packets} packets of at most "
         f"{grid.unit_bytes / (1 << 20):.1f} MiB in {len(offer.parts)} job(s) at {offer.price} grains per 2²⁰ "
         f"multiplications: {format_tile(offer.escrow)} TILE in escrow, and fees"
     )

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import Struct
 
-from consensus import params
 from consensus.params import ChainParams
+from consensus.shape import MAX_UNIT_BYTES
 from consensus.transaction import Payload, RegisterWorker, RetireWorker
 from node.config import ConfigError, load
 from tilework.options import rpc_option
@@ -108,8 +108,8 @@ def worker() -> None:
 )
 @click.option(
     "--max-unit-mib",
-    type=click.IntRange(1, params.MAX_UNIT_BYTES >> 20),
-    default=params.MAX_UNIT_BYTES >> 20,
+    type=click.IntRange(1, MAX_UNIT_BYTES >> 20),
+    default=MAX_UNIT_BYTES >> 20,
     show_default=True,
     help="Largest packet, operands and product together.",
 )

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from consensus import work
 from consensus.errors import MissingTensor
-from consensus.params import NOISED_BOUND
 from consensus.proofs import freivalds
+from consensus.shape import NOISED_BOUND, Shape
 from consensus.tensor import ROWS, Tensor, TensorSpec, in_operand_range
 
 
@@ -30,8 +30,8 @@ class Products(Protocol):
     def product_holds(self, left: TensorSpec, right: TensorSpec, product: bytes) -> bool:
         """Whether the tensor committed to by `product` is the product of the operands, in int32 row strips."""
 
-    def idle_holds(self, seed: bytes, shape: tuple[int, int, int], product: bytes) -> bool:
-        """Whether `product` is that of the idle unit of `shape` (m, n, k) under `seed`: the noise times the noise."""
+    def idle_holds(self, seed: bytes, shape: Shape, product: bytes) -> bool:
+        """Whether `product` is that of the idle unit of `shape` under `seed`: the noise times the noise."""
 
 
 class CheckedProducts:
@@ -47,9 +47,9 @@ class CheckedProducts:
         a, b, c = (self._tensor(commitment) for commitment in (left.commitment, right.commitment, product))
         return c.spec.side == ROWS and freivalds.verify(a.matrix, b.matrix, c.matrix)
 
-    def idle_holds(self, seed: bytes, shape: tuple[int, int, int], product: bytes) -> bool:
+    def idle_holds(self, seed: bytes, shape: Shape, product: bytes) -> bool:
         c = self._tensor(product)
-        a, b = work.idle_operands(seed, *shape)
+        a, b = work.idle_operands(seed, shape)
         return c.spec.side == ROWS and freivalds.verify(a, b, c.matrix, bound=NOISED_BOUND)
 
     def _tensor(self, commitment: bytes) -> Tensor:

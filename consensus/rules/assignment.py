@@ -16,21 +16,8 @@ from consensus.crypto import H
 from consensus.params import MAX_TENSOR_BYTES
 from consensus.rules import jobs, workers
 from consensus.rules.execution import Execution
-from consensus.state import (
-    DEADLINES,
-    GROUPS,
-    HELD,
-    PACKETS,
-    QUEUE,
-    WITHDRAWN,
-    WORKERS,
-    Group,
-    Mark,
-    Packet,
-    Slot,
-    Worker,
-)
-from consensus.transaction import OPEN, unit_bytes
+from consensus.state import DEADLINES, GROUPS, PACKETS, QUEUE, WORKERS, Group, Mark, Packet, PacketStatus, Slot, Worker
+from consensus.transaction import OPEN
 
 
 class FreeSlot(NamedTuple):
@@ -41,32 +28,32 @@ class FreeSlot(NamedTuple):
     worker: Worker
 
 
-def deal(block: Execution, randomness: bytes) -> None:
+def deal(execution: Execution, randomness: bytes) -> None:
     """Give queued packets to free slots, both in order; open groups may give one worker several packets."""
-    waiting = _examined(block)
+    waiting = _examined(execution)
     if not waiting:
         return
-    free = _free_slots(block, randomness)
-    held = _held(block)
+    free = _free_slots(execution, randomness)
+    held = _held(execution)
     holders = {(job, address) for job, address, _ in held}
     # All products held must fit into the blocks of one window, with half of their bytes left for new operands: else
     # workers would be fined for answers that no block had room for.
-    room = block.params.window * MAX_TENSOR_BYTES // 2 - sum(product_bytes for _, _, product_bytes in held)
+    room = execution.params.window * MAX_TENSOR_BYTES // 2 - sum(product_bytes for _, _, product_bytes in held)
     # Pass 1 spreads a group over distinct workers. Pass 2 gives what is left of open groups to anyone who is able:
     # the chain checks every product, so one worker with many packets is no danger there.
     for spreads in (True, False):
         remaining = []
-        for identity, packet, group in waiting:
+        for packet_id, packet, group in waiting:
             slot = _first_able(free, packet, group, holders if spreads else set())
             if slot is None or not (spreads or group.mode == OPEN):
-                remaining.append((identity, packet, group))
+                remaining.append((packet_id, packet, group))
                 continue
-            room -= _product_bytes(packet)
+            room -= packet.shape.product_bytes
             if room < 0:
                 return  # and not on to smaller ones: a large packet must not be passed over for ever
             free.remove(slot)
             holders.add((packet.job, slot.address))
-            _hand(block, identity, packet, slot)
+            _hand(execution, packet_id, packet, slot)
         waiting = remaining
 
 
@@ -75,32 +62,32 @@ def reward_per_packet(price: int, threshold: int, packets: int) -> int:
     return price * (3 * threshold + packets) // (4 * packets)
 
 
-def _examined(block: Execution) -> list[tuple[bytes, Packet, Group]]:
+def _examined(execution: Execution) -> list[tuple[bytes, Packet, Group]]:
     """The packets at the queue's head. Those too close to their expiry for a whole window leave the queue for good,
     so that they do not stand before others."""
     found = []
-    for _, entry in list(islice(QUEUE.scan(block.state), block.params.max_examined)):
-        packet = PACKETS.get(block.state, entry.packet_id)
+    for _, entry in list(islice(QUEUE.scan(execution.state), execution.params.max_examined)):
+        packet = PACKETS.get(execution.state, entry.packet_id)
         assert packet is not None, "a queued packet that does not exist"
-        group = GROUPS.get(block.state, packet.job)
+        group = GROUPS.get(execution.state, packet.job)
         assert group is not None, "a packet without its group"
-        if block.height + block.params.window < group.expiry:
+        if execution.height + execution.params.window < group.expiry:
             found.append((entry.packet_id, packet, group))
         else:
-            jobs.dequeue(block, group, packet)
-            PACKETS.put(block.state, replace(packet, status=WITHDRAWN), entry.packet_id)
+            jobs.dequeue(execution, group, packet)
+            PACKETS.put(execution.state, replace(packet, status=PacketStatus.WITHDRAWN), entry.packet_id)
     return found
 
 
-def _free_slots(block: Execution, randomness: bytes) -> list[FreeSlot]:
+def _free_slots(execution: Execution, randomness: bytes) -> list[FreeSlot]:
     drawn = []
-    for address, worker in WORKERS.scan(block.state):
-        if not workers.is_active(block.params, worker, block.height):
+    for address, worker in WORKERS.scan(execution.state):
+        if not workers.is_active(execution.params, worker, execution.height):
             continue
         taken = {slot.index for slot in worker.slots}
         # A worker whose bond or score has shrunk may hold packets in slots beyond its count: they count all the same.
-        room = workers.slot_count(block.params, worker) - len(taken)
-        for index in range(workers.slot_count(block.params, worker)):
+        room = workers.slot_count(execution.params, worker) - len(taken)
+        for index in range(workers.slot_count(execution.params, worker)):
             if room > 0 and index not in taken:
                 order = H("tw/deal", randomness + address + index.to_bytes(4, "little"))
                 drawn.append((order, FreeSlot(address, index, worker)))
@@ -109,14 +96,14 @@ def _free_slots(block: Execution, randomness: bytes) -> list[FreeSlot]:
     return [slot for _, slot in drawn]
 
 
-def _held(block: Execution) -> list[tuple[bytes, bytes, int]]:
+def _held(execution: Execution) -> list[tuple[bytes, bytes, int]]:
     """(group, worker, bytes of the product) for every packet held."""
     found = []
-    for address, worker in WORKERS.scan(block.state):
+    for address, worker in WORKERS.scan(execution.state):
         for slot in worker.slots:
-            packet = PACKETS.get(block.state, slot.packet_id)
+            packet = PACKETS.get(execution.state, slot.packet_id)
             assert packet is not None, "a slot with an unknown packet"
-            found.append((packet.job, address, _product_bytes(packet)))
+            found.append((packet.job, address, packet.shape.product_bytes))
     return found
 
 
@@ -128,25 +115,21 @@ def _first_able(
     return next(able, None)
 
 
-def _product_bytes(packet: Packet) -> int:
-    return 4 * packet.m * packet.n
-
-
 def _is_able(slot: FreeSlot, packet: Packet, group: Group) -> bool:
     worker = slot.worker
-    return worker.max_unit_bytes >= unit_bytes(packet.m, packet.n, packet.k) and worker.min_price <= reward_per_packet(
+    return worker.max_unit_bytes >= packet.shape.unit_bytes and worker.min_price <= reward_per_packet(
         group.price, group.threshold, group.packets
     )
 
 
-def _hand(block: Execution, identity: bytes, packet: Packet, slot: FreeSlot) -> None:
-    group = GROUPS.get(block.state, packet.job)
+def _hand(execution: Execution, packet_id: bytes, packet: Packet, slot: FreeSlot) -> None:
+    group = GROUPS.get(execution.state, packet.job)
     assert group is not None, "a packet without its group"
-    jobs.dequeue(block, group, packet)
-    held = replace(packet, status=HELD, worker=slot.address, slot=slot.number, dealt_at=block.height)
-    until = jobs.deadline(block.params, held)
-    PACKETS.put(block.state, held, identity)
-    DEADLINES.put(block.state, Mark(), until, identity)
-    GROUPS.put(block.state, replace(group, held=group.held + 1), packet.job)
-    workers.take_slot(block, slot.address, Slot(slot.number, identity))
-    block.events.append(events.Dealt(packet.job, identity, slot.address, slot.number, until))
+    jobs.dequeue(execution, group, packet)
+    held = replace(packet, status=PacketStatus.HELD, worker=slot.address, slot=slot.number, dealt_at=execution.height)
+    until = jobs.deadline(execution.params, held)
+    PACKETS.put(execution.state, held, packet_id)
+    DEADLINES.put(execution.state, Mark(), until, packet_id)
+    GROUPS.put(execution.state, replace(group, held=group.held + 1), packet.job)
+    workers.take_slot(execution, slot.address, Slot(slot.number, packet_id))
+    execution.events.append(events.Dealt(packet.job, packet_id, slot.address, slot.number, until))

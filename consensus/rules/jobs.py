@@ -1,6 +1,6 @@
 """Jobs: a group of packets from its opening to its closing (docs/protocol.md, section 9).
 
-QUEUED ──dealt──▶ HELD ──answered──▶ DONE
+PacketStatus.QUEUED ──dealt──▶ PacketStatus.HELD ──answered──▶ PacketStatus.DONE
    ▲               │
    └────missed─────┘        the group closes: complete (+ grace), expired, or cancelled with nothing held
 """
@@ -12,32 +12,19 @@ from msgspec.structs import replace
 from consensus import events
 from consensus.codec import MAX_AMOUNT
 from consensus.errors import ConsensusError, Reason
-from consensus.params import MAX_DIMENSION, MAX_PACKETS, MAX_TENSOR_BYTES, MAX_UNIT_BYTES, TILE_SIDE, ChainParams
+from consensus.params import MAX_PACKETS, MAX_TENSOR_BYTES, ChainParams
 from consensus.rules import workers
 from consensus.rules.execution import Execution
-from consensus.state import (
-    CLOSINGS,
-    DEADLINES,
-    DONE,
-    GROUPS,
-    HELD,
-    PACKETS,
-    QUEUE,
-    QUEUED,
-    WITHDRAWN,
-    Entry,
-    Group,
-    Mark,
-    Packet,
-)
-from consensus.transaction import OPEN, SubmitJob, TxBody, macs, packet_id, unit_bytes
+from consensus.shape import MAX_UNIT_BYTES, Shape, is_side
+from consensus.state import CLOSINGS, DEADLINES, GROUPS, PACKETS, QUEUE, Entry, Group, Mark, Packet, PacketStatus
+from consensus.transaction import OPEN, SubmitJob, TxBody, packet_id_of
 
 MACS_PER_PRICE = 1 << 20
 
 
-def packet_fee(params: ChainParams, price: int, m: int, n: int, k: int) -> int:
+def packet_fee(params: ChainParams, price: int, shape: Shape) -> int:
     """Grains for a packet at `price` grains per 2²⁰ MACs, rounded up."""
-    return max(params.min_fee, -(-price * macs(m, n, k) // MACS_PER_PRICE))
+    return max(params.min_fee, -(-price * shape.macs // MACS_PER_PRICE))
 
 
 def escrow_of(fees: list[int], threshold: int) -> int:
@@ -48,8 +35,7 @@ def escrow_of(fees: list[int], threshold: int) -> int:
 
 def job_fees(params: ChainParams, job: SubmitJob) -> list[int]:
     """Each packet's fee, in order."""
-    shapes = [(job.lefts[p.left].rows, job.rights[p.right].cols, job.lefts[p.left].cols) for p in job.packets]
-    return [packet_fee(params, job.price, m, n, k) for m, n, k in shapes]
+    return [packet_fee(params, job.price, job.shape(packet)) for packet in job.packets]
 
 
 def check(params: ChainParams, job: SubmitJob) -> None:
@@ -64,7 +50,7 @@ def check(params: ChainParams, job: SubmitJob) -> None:
         raise ConsensusError(Reason.PRICE_TOO_LOW, job.price, params.min_price)
     for operand in (*job.lefts, *job.rights):
         for side in (operand.rows, operand.cols):
-            if side % TILE_SIDE or not TILE_SIDE <= side <= MAX_DIMENSION:
+            if not is_side(side):
                 raise ConsensusError(Reason.BAD_PAYLOAD, f"a side of {side}", "a multiple of 64 in 64…4096")
     pairs = {(p.left, p.right) for p in job.packets}
     # Unused or repeated operands would oblige everyone to fetch bytes for nothing; a repeated pair is one product
@@ -81,11 +67,11 @@ def check(params: ChainParams, job: SubmitJob) -> None:
         a, b = job.lefts[left], job.rights[right]
         if a.cols != b.rows:
             raise ConsensusError(Reason.BAD_PAYLOAD, f"{a.rows}×{a.cols} times {b.rows}×{b.cols}", "equal inner sides")
-        size = unit_bytes(a.rows, b.cols, a.cols)
+        size = Shape(a.rows, a.cols, b.cols).unit_bytes
         if size > MAX_UNIT_BYTES:
             raise ConsensusError(Reason.UNIT_TOO_LARGE, size, MAX_UNIT_BYTES)
     operand_bytes = sum(spec.size for spec in job.operands())
-    room = MAX_TENSOR_BYTES - 4 * params.idle_m * params.idle_n
+    room = MAX_TENSOR_BYTES - params.idle_shape.product_bytes
     if operand_bytes > room:  # no block could hold it, not even one whose own unit is idle
         raise ConsensusError(Reason.TOO_MANY_TENSOR_BYTES, operand_bytes, room)
     total = sum(job_fees(params, job))
@@ -93,15 +79,15 @@ def check(params: ChainParams, job: SubmitJob) -> None:
         raise ConsensusError(Reason.AMOUNT_OVERFLOW, total, MAX_AMOUNT)
 
 
-def submit(block: Execution, body: TxBody, txid: bytes, job: SubmitJob) -> None:
+def submit(execution: Execution, body: TxBody, txid: bytes, job: SubmitJob) -> None:
     """Open the group: move its escrow out of the owner's account and queue its packets."""
-    params, height, owner = block.params, block.height, body.address
+    params, height, owner = execution.params, execution.height, body.address
     if not height + params.window < job.expiry <= height + params.max_life:
         expected = f"{height + params.window + 1} to {height + params.max_life}"
         raise ConsensusError(Reason.BAD_EXPIRY, job.expiry, expected)
     fees = job_fees(params, job)
     escrow = escrow_of(fees, job.threshold)
-    block.debit(owner, escrow)
+    execution.debit(owner, escrow)
     group = Group(
         owner=owner,
         packets=len(job.packets),
@@ -109,132 +95,138 @@ def submit(block: Execution, body: TxBody, txid: bytes, job: SubmitJob) -> None:
         price=job.price,
         expiry=job.expiry,
         mode=job.mode,
-        sequence=block.sequence,
+        sequence=execution.sequence,
         opened_at=height,
         escrow=escrow,
         closes_at=job.expiry,
     )
-    block.sequence += 1
-    GROUPS.put(block.state, group, txid)
-    CLOSINGS.put(block.state, Mark(), group.closes_at, txid)
+    execution.sequence += 1
+    GROUPS.put(execution.state, group, txid)
+    CLOSINGS.put(execution.state, Mark(), group.closes_at, txid)
     for index, (pair, fee) in enumerate(zip(job.packets, fees, strict=True)):
         a, b = job.lefts[pair.left], job.rights[pair.right]
         packet = Packet(txid, index, a.rows, a.cols, b.cols, a.root, b.root, fee)
-        enqueue(block, group, packet)
-    block.events.append(events.Opened(txid, owner, group.packets, group.threshold, escrow))
+        enqueue(execution, group, packet)
+    execution.events.append(events.Opened(txid, owner, group.packets, group.threshold, escrow))
 
 
-def cancel(block: Execution, body: TxBody, job: bytes) -> None:
+def cancel(execution: Execution, body: TxBody, job: bytes) -> None:
     """Withdraw the packets that nobody holds; held ones run out their windows under the same rules."""
-    group = GROUPS.get(block.state, job)
+    group = GROUPS.get(execution.state, job)
     if group is None:
         raise ConsensusError(Reason.UNKNOWN_JOB, job, "an open job")
     if group.owner != body.address:
         raise ConsensusError(Reason.NOT_OWNER, body.address, group.owner)
     if group.cancelled or group.completed_at:
         raise ConsensusError(Reason.ALREADY_CANCELLED, "cancelled" if group.cancelled else "complete", "an open job")
-    withdrawn = withdraw_queued(block, job, group)
+    withdrawn = withdraw_queued(execution, job, group)
     group = replace(group, cancelled=True)
-    block.events.append(events.Cancelled(job, withdrawn))
+    execution.events.append(events.Cancelled(job, withdrawn))
     if not group.held:
-        group = _reschedule(block, job, group, block.height)
-    GROUPS.put(block.state, group, job)
+        group = _reschedule(execution, job, group, execution.height)
+    GROUPS.put(execution.state, group, job)
 
 
-def enqueue(block: Execution, group: Group, packet: Packet) -> None:
+def enqueue(execution: Execution, group: Group, packet: Packet) -> None:
     """Put a packet into the queue, at the age of its job."""
-    identity = packet_id(packet.job, packet.index)
-    PACKETS.put(block.state, replace(packet, status=QUEUED, worker=bytes(20), slot=0, dealt_at=0), identity)
-    QUEUE.put(block.state, Entry(identity), *_queue_key(group, packet))
+    packet_id = packet_id_of(packet.job, packet.index)
+    PACKETS.put(
+        execution.state, replace(packet, status=PacketStatus.QUEUED, worker=bytes(20), slot=0, dealt_at=0), packet_id
+    )
+    QUEUE.put(execution.state, Entry(packet_id), *_queue_key(group, packet))
 
 
-def dequeue(block: Execution, group: Group, packet: Packet) -> None:
+def dequeue(execution: Execution, group: Group, packet: Packet) -> None:
     """Take a packet out of the queue."""
-    QUEUE.delete(block.state, *_queue_key(group, packet))
+    QUEUE.delete(execution.state, *_queue_key(group, packet))
 
 
-def withdraw_queued(block: Execution, job: bytes, group: Group) -> int:
+def withdraw_queued(execution: Execution, job: bytes, group: Group) -> int:
     """Take a group's waiting packets out of the queue for good; returns how many."""
     withdrawn = 0
     for index in range(group.packets):
-        identity = packet_id(job, index)
-        packet = PACKETS.get(block.state, identity)
+        packet_id = packet_id_of(job, index)
+        packet = PACKETS.get(execution.state, packet_id)
         assert packet is not None, "a group without its packet"
-        if packet.status == QUEUED:
-            dequeue(block, group, packet)
-            PACKETS.put(block.state, replace(packet, status=WITHDRAWN), identity)
+        if packet.status == PacketStatus.QUEUED:
+            dequeue(execution, group, packet)
+            PACKETS.put(execution.state, replace(packet, status=PacketStatus.WITHDRAWN), packet_id)
             withdrawn += 1
     return withdrawn
 
 
-def held_packet(block: Execution, identity: bytes, worker: bytes) -> Packet:
+def held_packet(execution: Execution, packet_id: bytes, worker: bytes) -> Packet:
     """The packet, if `worker` holds it: UNKNOWN_PACKET or NOT_ASSIGNEE otherwise (a duplicate finds it done)."""
-    packet = PACKETS.get(block.state, identity)
+    packet = PACKETS.get(execution.state, packet_id)
     if packet is None:
-        raise ConsensusError(Reason.UNKNOWN_PACKET, identity, "a packet of an open group")
-    if packet.status == DONE:
-        raise ConsensusError(Reason.DUPLICATE_RESULT, identity, "one result a packet")
-    if packet.status != HELD or packet.worker != worker:
-        raise ConsensusError(Reason.NOT_ASSIGNEE, worker, packet.worker if packet.status == HELD else "nobody")
+        raise ConsensusError(Reason.UNKNOWN_PACKET, packet_id, "a packet of an open group")
+    if packet.status == PacketStatus.DONE:
+        raise ConsensusError(Reason.DUPLICATE_RESULT, packet_id, "one result a packet")
+    if packet.status != PacketStatus.HELD or packet.worker != worker:
+        raise ConsensusError(
+            Reason.NOT_ASSIGNEE, worker, packet.worker if packet.status == PacketStatus.HELD else "nobody"
+        )
     return packet
 
 
-def answer(block: Execution, identity: bytes, packet: Packet, product: bytes, won: bool) -> None:
+def answer(execution: Execution, packet_id: bytes, packet: Packet, product: bytes, won: bool) -> None:
     """Pay for a verified product: in full up to the threshold, a quarter in the grace after it."""
-    group = GROUPS.get(block.state, packet.job)
+    group = GROUPS.get(execution.state, packet.job)
     assert group is not None, "a packet without its group"
     late = group.done >= group.threshold
     fee = packet.fee // 4 if late else packet.fee
     burned = max(1, fee // 10)
     share = fee // 50
-    block.burn(burned)
-    block.reward += share
-    block.credit(packet.worker, fee - burned - share)
-    workers.answered(block, packet.worker, identity, burned)
-    PACKETS.put(block.state, replace(packet, status=DONE), identity)
+    execution.burn(burned)
+    execution.reward += share
+    execution.credit(packet.worker, fee - burned - share)
+    workers.answered(execution, packet.worker, packet_id, burned)
+    PACKETS.put(execution.state, replace(packet, status=PacketStatus.DONE), packet_id)
     if not group.completed_at:
         # A completed group's packets share one end, its closing; only open ones have deadlines of their own.
-        DEADLINES.delete(block.state, deadline(block.params, packet), identity)
-    block.events.append(events.Answered(packet.job, identity, packet.worker, product, fee, burned, share, late, won))
+        DEADLINES.delete(execution.state, deadline(execution.params, packet), packet_id)
+    execution.events.append(
+        events.Answered(packet.job, packet_id, packet.worker, product, fee, burned, share, late, won)
+    )
     group = replace(group, escrow=group.escrow - fee, done=group.done + 1, held=group.held - 1)
     if group.done == group.threshold:
-        group = _complete(block, packet.job, group)
+        group = _complete(execution, packet.job, group)
     if not group.held and (group.completed_at or group.cancelled):
-        group = _reschedule(block, packet.job, group, block.height)
-    GROUPS.put(block.state, group, packet.job)
+        group = _reschedule(execution, packet.job, group, execution.height)
+    GROUPS.put(execution.state, group, packet.job)
 
 
-def close_finished(block: Execution) -> None:
+def close_finished(execution: Execution) -> None:
     """Close the groups due now that are complete, or cancelled with nothing held."""
-    for job, group in _due(block):
+    for job, group in _due(execution):
         if group.completed_at or group.cancelled:
-            _close(block, job, group, events.COMPLETED if group.completed_at else events.WITHDRAWN)
+            _close(execution, job, group, events.Ending.COMPLETED if group.completed_at else events.Ending.CANCELLED)
 
 
-def miss_windows(block: Execution) -> None:
+def miss_windows(execution: Execution) -> None:
     """Packets whose window ends now without an answer: fine their holders and queue them again."""
-    for identity, _ in list(DEADLINES.scan(block.state, block.height)):
-        packet = PACKETS.get(block.state, identity)
+    for packet_id, _ in list(DEADLINES.scan(execution.state, execution.height)):
+        packet = PACKETS.get(execution.state, packet_id)
         assert packet is not None, "a deadline without its packet"
-        group = GROUPS.get(block.state, packet.job)
+        group = GROUPS.get(execution.state, packet.job)
         assert group is not None, "a packet without its group"
-        DEADLINES.delete(block.state, block.height, identity)
-        fine = workers.missed(block, packet.worker, identity)
-        block.events.append(events.Missed(packet.job, identity, packet.worker, fine))
+        DEADLINES.delete(execution.state, execution.height, packet_id)
+        fine = workers.missed(execution, packet.worker, packet_id)
+        execution.events.append(events.Missed(packet.job, packet_id, packet.worker, fine))
         group = replace(group, held=group.held - 1)
         if group.cancelled:
-            PACKETS.put(block.state, replace(packet, status=WITHDRAWN), identity)
+            PACKETS.put(execution.state, replace(packet, status=PacketStatus.WITHDRAWN), packet_id)
             if not group.held:
-                group = _reschedule(block, packet.job, group, block.height)
+                group = _reschedule(execution, packet.job, group, execution.height)
         else:
-            enqueue(block, group, packet)
-        GROUPS.put(block.state, group, packet.job)
+            enqueue(execution, group, packet)
+        GROUPS.put(execution.state, group, packet.job)
 
 
-def expire(block: Execution) -> None:
+def expire(execution: Execution) -> None:
     """Close what is still due at this height: groups that expired, or that lost their last held packet just now."""
-    for job, group in _due(block):
-        _close(block, job, group, events.WITHDRAWN if group.cancelled else events.EXPIRED)
+    for job, group in _due(execution):
+        _close(execution, job, group, events.Ending.CANCELLED if group.cancelled else events.Ending.EXPIRED)
 
 
 def deadline(params: ChainParams, packet: Packet) -> int:
@@ -242,49 +234,49 @@ def deadline(params: ChainParams, packet: Packet) -> int:
     return packet.dealt_at + params.window
 
 
-def _complete(block: Execution, job: bytes, group: Group) -> Group:
+def _complete(execution: Execution, job: bytes, group: Group) -> Group:
     """The threshold is reached: deal no more, and let the packets still held earn a quarter through the grace."""
-    withdraw_queued(block, job, group)
+    withdraw_queued(execution, job, group)
     for index in range(group.packets):
-        identity = packet_id(job, index)
-        packet = PACKETS.get(block.state, identity)
-        if packet is not None and packet.status == HELD:
-            DEADLINES.delete(block.state, deadline(block.params, packet), identity)
-    until = block.height + block.params.grace
-    block.events.append(events.Completed(job, until))
-    return _reschedule(block, job, replace(group, completed_at=block.height), until)
+        packet_id = packet_id_of(job, index)
+        packet = PACKETS.get(execution.state, packet_id)
+        if packet is not None and packet.status == PacketStatus.HELD:
+            DEADLINES.delete(execution.state, deadline(execution.params, packet), packet_id)
+    until = execution.height + execution.params.grace
+    execution.events.append(events.Completed(job, until))
+    return _reschedule(execution, job, replace(group, completed_at=execution.height), until)
 
 
-def _close(block: Execution, job: bytes, group: Group, why: int) -> None:
+def _close(execution: Execution, job: bytes, group: Group, why: events.Ending) -> None:
     """Forget the group and its packets, free the slots of those still held, return the unspent escrow."""
     for index in range(group.packets):
-        identity = packet_id(job, index)
-        packet = PACKETS.get(block.state, identity)
+        packet_id = packet_id_of(job, index)
+        packet = PACKETS.get(execution.state, packet_id)
         assert packet is not None, "a group without its packet"
-        if packet.status == HELD:
-            workers.free_slot(block, packet.worker, identity)
-            block.events.append(events.Dropped(job, identity, packet.worker))
-        elif packet.status == QUEUED:
-            dequeue(block, group, packet)
-        PACKETS.delete(block.state, identity)
-    CLOSINGS.delete(block.state, group.closes_at, job)
-    GROUPS.delete(block.state, job)
-    block.credit(group.owner, group.escrow)
-    block.events.append(events.Closed(job, group.owner, group.escrow, group.done, why))
+        if packet.status == PacketStatus.HELD:
+            workers.free_slot(execution, packet.worker, packet_id)
+            execution.events.append(events.Dropped(job, packet_id, packet.worker))
+        elif packet.status == PacketStatus.QUEUED:
+            dequeue(execution, group, packet)
+        PACKETS.delete(execution.state, packet_id)
+    CLOSINGS.delete(execution.state, group.closes_at, job)
+    GROUPS.delete(execution.state, job)
+    execution.credit(group.owner, group.escrow)
+    execution.events.append(events.Closed(job, group.owner, group.escrow, group.done, why))
 
 
-def _due(block: Execution) -> list[tuple[bytes, Group]]:
+def _due(execution: Execution) -> list[tuple[bytes, Group]]:
     due = []
-    for job, _ in CLOSINGS.scan(block.state, block.height):
-        group = GROUPS.get(block.state, job)
+    for job, _ in CLOSINGS.scan(execution.state, execution.height):
+        group = GROUPS.get(execution.state, job)
         assert group is not None, "a scheduled closing without its group"
         due.append((job, group))
     return due
 
 
-def _reschedule(block: Execution, job: bytes, group: Group, closes_at: int) -> Group:
-    CLOSINGS.delete(block.state, group.closes_at, job)
-    CLOSINGS.put(block.state, Mark(), closes_at, job)
+def _reschedule(execution: Execution, job: bytes, group: Group, closes_at: int) -> Group:
+    CLOSINGS.delete(execution.state, group.closes_at, job)
+    CLOSINGS.put(execution.state, Mark(), closes_at, job)
     return replace(group, closes_at=closes_at)
 
 

@@ -22,19 +22,19 @@ def is_active(params: ChainParams, worker: Worker, height: int) -> bool:
     return in_force and worker.retired_at == 0 and height - worker.seen <= params.liveness
 
 
-def register(block: Execution, body: TxBody, payload: RegisterWorker) -> None:
+def register(execution: Execution, body: TxBody, payload: RegisterWorker) -> None:
     """Join, or refresh: add to the bond, replace the declaration, count as seen. A retired worker starts anew."""
     address = body.address
-    known = WORKERS.get(block.state, address)
+    known = WORKERS.get(execution.state, address)
     bond = payload.bond + (known.bond if known else 0)
-    if bond < block.params.slot_bond:
-        raise ConsensusError(Reason.INSUFFICIENT_BOND, bond, block.params.slot_bond)
-    block.debit(address, payload.bond)
+    if bond < execution.params.slot_bond:
+        raise ConsensusError(Reason.INSUFFICIENT_BOND, bond, execution.params.slot_bond)
+    execution.debit(address, payload.bond)
     if known is None:
-        known = Worker(body.sender, payload.x25519_key, 0, 0, 0, 0, since=block.height, seen=block.height)
+        known = Worker(body.sender, payload.x25519_key, 0, 0, 0, 0, since=execution.height, seen=execution.height)
     elif known.retired_at:
-        BOND_RETURNS.delete(block.state, _bond_return_height(block.params, known.retired_at), address)
-        known = replace(known, retired_at=0, since=block.height)
+        BOND_RETURNS.delete(execution.state, _bond_return_height(execution.params, known.retired_at), address)
+        known = replace(known, retired_at=0, since=execution.height)
     record = replace(
         known,
         x25519_key=payload.x25519_key,
@@ -42,74 +42,74 @@ def register(block: Execution, body: TxBody, payload: RegisterWorker) -> None:
         max_unit_bytes=payload.max_unit_bytes,
         max_packets=payload.max_packets,
         bond=bond,
-        seen=block.height,
+        seen=execution.height,
     )
-    WORKERS.put(block.state, record, address)
+    WORKERS.put(execution.state, record, address)
 
 
-def retire(block: Execution, body: TxBody) -> None:
+def retire(execution: Execution, body: TxBody) -> None:
     """Deal the sender nothing more and schedule the return of its bond, after its last window."""
     address = body.address
-    worker = WORKERS.get(block.state, address)
+    worker = WORKERS.get(execution.state, address)
     if worker is None:
         raise ConsensusError(Reason.UNKNOWN_WORKER, address, "a registered worker")
     if worker.retired_at:
         raise ConsensusError(Reason.ALREADY_RETIRED, f"retired at {worker.retired_at}")
-    WORKERS.put(block.state, replace(worker, retired_at=block.height), address)
-    BOND_RETURNS.put(block.state, Mark(), _bond_return_height(block.params, block.height), address)
+    WORKERS.put(execution.state, replace(worker, retired_at=execution.height), address)
+    BOND_RETURNS.put(execution.state, Mark(), _bond_return_height(execution.params, execution.height), address)
 
 
-def return_bonds(block: Execution) -> None:
+def return_bonds(execution: Execution) -> None:
     """Pay out the bonds that are due at this height and forget their workers."""
-    for address, _ in BOND_RETURNS.scan(block.state, block.height):
-        worker = WORKERS.get(block.state, address)
+    for address, _ in BOND_RETURNS.scan(execution.state, execution.height):
+        worker = WORKERS.get(execution.state, address)
         assert worker is not None, "a scheduled bond without its worker"
-        block.credit(address, worker.bond)
-        WORKERS.delete(block.state, address)
-        BOND_RETURNS.delete(block.state, block.height, address)
+        execution.credit(address, worker.bond)
+        WORKERS.delete(execution.state, address)
+        BOND_RETURNS.delete(execution.state, execution.height, address)
 
 
-def see(block: Execution, address: bytes) -> None:
+def see(execution: Execution, address: bytes) -> None:
     """A worker that mined a block is alive, whatever its unit was."""
-    worker = WORKERS.get(block.state, address)
-    if worker is not None and worker.seen != block.height:
-        WORKERS.put(block.state, replace(worker, seen=block.height), address)
+    worker = WORKERS.get(execution.state, address)
+    if worker is not None and worker.seen != execution.height:
+        WORKERS.put(execution.state, replace(worker, seen=execution.height), address)
 
 
-def take_slot(block: Execution, address: bytes, slot: Slot) -> None:
+def take_slot(execution: Execution, address: bytes, slot: Slot) -> None:
     """Occupy a free slot with a packet."""
-    worker = WORKERS.get(block.state, address)
+    worker = WORKERS.get(execution.state, address)
     assert worker is not None, "dealt to an unknown worker"
-    WORKERS.put(block.state, replace(worker, slots=(*worker.slots, slot)), address)
+    WORKERS.put(execution.state, replace(worker, slots=(*worker.slots, slot)), address)
 
 
-def free_slot(block: Execution, address: bytes, packet_id: bytes) -> None:
+def free_slot(execution: Execution, address: bytes, packet_id: bytes) -> None:
     """Free the slot of a packet that was dropped: neither a miss nor an answer."""
-    worker = WORKERS.get(block.state, address)
+    worker = WORKERS.get(execution.state, address)
     if worker is not None:  # its bond may have been returned during the grace of a completed group
-        WORKERS.put(block.state, replace(worker, slots=_without(worker, packet_id)), address)
+        WORKERS.put(execution.state, replace(worker, slots=_without(worker, packet_id)), address)
 
 
-def answered(block: Execution, address: bytes, packet_id: bytes, burned: int) -> None:
+def answered(execution: Execution, address: bytes, packet_id: bytes, burned: int) -> None:
     """Free the slot, count the answer and raise the score by what was burned for it."""
-    worker = WORKERS.get(block.state, address)
+    worker = WORKERS.get(execution.state, address)
     assert worker is not None, "an answer from an unknown worker"
-    params = block.params
+    params = execution.params
     record = replace(
         worker,
-        seen=block.height,
+        seen=execution.height,
         ended=worker.ended + 1,
         score=min(worker.score + burned // params.score_unit, params.score_cap),
         slots=_without(worker, packet_id),
     )
-    WORKERS.put(block.state, record, address)
+    WORKERS.put(execution.state, record, address)
 
 
-def missed(block: Execution, address: bytes, packet_id: bytes) -> int:
+def missed(execution: Execution, address: bytes, packet_id: bytes) -> int:
     """Free the slot, count the miss and burn a quarter of a slot's bond. Returns the grains burned."""
-    worker = WORKERS.get(block.state, address)
+    worker = WORKERS.get(execution.state, address)
     assert worker is not None, "a miss of an unknown worker"
-    fine = min(block.params.slot_bond // 4, worker.bond)
+    fine = min(execution.params.slot_bond // 4, worker.bond)
     record = replace(
         worker,
         ended=worker.ended + 1,
@@ -117,19 +117,19 @@ def missed(block: Execution, address: bytes, packet_id: bytes) -> int:
         bond=worker.bond - fine,
         slots=_without(worker, packet_id),
     )
-    WORKERS.put(block.state, record, address)
-    block.burn(fine)
+    WORKERS.put(execution.state, record, address)
+    execution.burn(fine)
     return fine
 
 
-def decay_scores(block: Execution) -> None:
+def decay_scores(execution: Execution) -> None:
     """At heights divisible by `window`: lose ceil(score · missed / ended / 3) and start a new period."""
-    if block.height % block.params.window:
+    if execution.height % execution.params.window:
         return
-    for address, worker in list(WORKERS.scan(block.state)):
+    for address, worker in list(WORKERS.scan(execution.state)):
         if worker.ended:
             loss = -(-worker.score * worker.missed // (3 * worker.ended))
-            WORKERS.put(block.state, replace(worker, score=worker.score - loss, ended=0, missed=0), address)
+            WORKERS.put(execution.state, replace(worker, score=worker.score - loss, ended=0, missed=0), address)
 
 
 def _without(worker: Worker, packet_id: bytes) -> tuple[Slot, ...]:

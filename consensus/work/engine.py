@@ -11,11 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
+from consensus.shape import TILE_SIDE, Shape
 from consensus.work import portable
 from consensus.work.features import has_kernels
 from consensus.work.noise import strip_noise
 from consensus.work.unit import (
-    TILE,
     Evaluation,
     Int8,
     Int32,
@@ -38,9 +38,7 @@ class Implementation(Protocol):
 
     def evaluate(self, seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupted) -> Evaluation: ...
 
-    def evaluate_idle(
-        self, seed: bytes, m: int, n: int, k: int, threads: int, interrupted: Interrupted
-    ) -> Evaluation | None: ...
+    def evaluate_idle(self, seed: bytes, shape: Shape, threads: int, interrupted: Interrupted) -> Evaluation | None: ...
 
     def multiply(self, a: Int8, b: Int8, threads: int) -> Int32: ...
 
@@ -56,10 +54,11 @@ def noised(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
     return _implementation().noised(seed, a, b)
 
 
-def idle_operands(seed: bytes, m: int, n: int, k: int) -> tuple[Int8, Int8]:
+def idle_operands(seed: bytes, shape: Shape) -> tuple[Int8, Int8]:
     """The noised operands of an idle unit, whose own are zero: (m, k), (k, n) int8 in [−64, 64]. Raises UnitError."""
     check_seed(seed)
-    check_shape(m, n, k)
+    check_shape(shape)
+    m, k, n = shape
     return _implementation().noised(seed, np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
 
 
@@ -75,21 +74,20 @@ def evaluate(seed: bytes, a: Int8, b: Int8, threads: int = 1, interrupted: Inter
     if not (is_zero(a) and is_zero(b)):
         return _implementation().evaluate(seed, a, b, threads, interrupted)
     # Zero operands are an idle unit in all but the product: they cost what it costs.
-    idle = _implementation().evaluate_idle(seed, a.shape[0], b.shape[1], a.shape[1], threads, interrupted)
-    return Evaluation(np.zeros((a.shape[0], b.shape[1]), np.int32), idle.states if idle else None)
+    shape = Shape(a.shape[0], a.shape[1], b.shape[1])
+    idle = _implementation().evaluate_idle(seed, shape, threads, interrupted)
+    return Evaluation(np.zeros((shape.m, shape.n), np.int32), idle.states if idle else None)
 
 
-def evaluate_idle(
-    seed: bytes, m: int, n: int, k: int, threads: int = 1, interrupted: Interrupted = None
-) -> Evaluation | None:
+def evaluate_idle(seed: bytes, shape: Shape, threads: int = 1, interrupted: Interrupted = None) -> Evaluation | None:
     """Evaluate an idle unit: its noised product A'·B' (nobody paid for another), and the states of its tickets.
 
     Returns None as soon as `interrupted` is seen to be true. Raises UnitError.
     """
     check_seed(seed)
-    check_shape(m, n, k)
+    check_shape(shape)
     check_threads(threads)
-    return _implementation().evaluate_idle(seed, m, n, k, threads, interrupted)
+    return _implementation().evaluate_idle(seed, shape, threads, interrupted)
 
 
 def multiply(a: Int8, b: Int8, threads: int = 1) -> Int32:
@@ -111,7 +109,7 @@ def tile_state(seed: bytes, a: Int8, b: Int8, i: int, j: int) -> UInt32:
     if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.ndim == b.ndim == 2):
         raise UnitError("a, b: expected 2-D int8 arrays")
     m, n = a.shape[0], b.shape[1]
-    rows, columns = a[TILE * i : TILE * (i + 1)], b[:, TILE * j : TILE * (j + 1)]
+    rows, columns = a[TILE_SIDE * i : TILE_SIDE * (i + 1)], b[:, TILE_SIDE * j : TILE_SIDE * (j + 1)]
     return strip_state(seed, rows, columns, m, n, i, j)
 
 
@@ -122,14 +120,14 @@ def strip_state(seed: bytes, a_strip: Int8, b_strip: Int8, m: int, n: int, i: in
     """
     check_seed(seed)
     for name, size, index in (("m", m, i), ("n", n, j)):
-        if not 0 <= index < size // TILE:
+        if not 0 <= index < size // TILE_SIDE:
             raise UnitError(f"tile ({i}, {j}): no such tile where {name} = {size}")
     a_strip, b_strip = check_operand("a_strip", a_strip), check_operand("b_strip", b_strip)
     check_inner_dimension(a_strip, b_strip)
-    check_shape(m, n, a_strip.shape[1])
-    if a_strip.shape[0] != TILE or b_strip.shape[1] != TILE:
+    check_shape(Shape(m, a_strip.shape[1], n))
+    if a_strip.shape[0] != TILE_SIDE or b_strip.shape[1] != TILE_SIDE:
         raise UnitError(
-            f"strips: expected {TILE} rows and {TILE} columns, got {a_strip.shape[0]} and {b_strip.shape[1]}"
+            f"strips: expected {TILE_SIDE} rows and {TILE_SIDE} columns, got {a_strip.shape[0]} and {b_strip.shape[1]}"
         )
     left, right = strip_noise(seed, n, i, j)
     return _implementation().strip_state(seed, a_strip, b_strip, left, right)
@@ -137,7 +135,7 @@ def strip_state(seed: bytes, a_strip: Int8, b_strip: Int8, m: int, n: int, i: in
 
 def warm() -> None:
     """Compile every kernel, or load it from numba's cache: a few seconds the first time, well under one after that."""
-    seed, zeros, ones = bytes(32), np.zeros((TILE, TILE), np.int8), np.ones((TILE, TILE), np.int8)
+    seed, zeros, ones = bytes(32), np.zeros((TILE_SIDE, TILE_SIDE), np.int8), np.ones((TILE_SIDE, TILE_SIDE), np.int8)
     evaluate(seed, ones, ones)
     evaluate(seed, zeros, zeros)
     multiply(ones, ones)

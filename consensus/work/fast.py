@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from consensus.crypto import stream
+from consensus.shape import TILE_SIDE, Shape
 from consensus.work import kernel
 from consensus.work.noise import left_noise, right_noise
 from consensus.work.threads import Stage, share
-from consensus.work.unit import LANES, TILE, Evaluation, Int8, Int32, Interrupted, UInt32, is_zero
+from consensus.work.unit import LANES, Evaluation, Int8, Int32, Interrupted, UInt32, is_zero
 
 _Slots = npt.NDArray[np.int64]
 
@@ -26,11 +27,11 @@ def noised(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
     p, q = _slots(seed, "p", k), _slots(seed, "q", k)
     left, right = left_noise(seed, m), right_noise(seed, n)
     a2, b2 = np.empty_like(a), np.take(np.concatenate([right, -right]), q, axis=0)
-    rows = np.empty(TILE * k, np.uint8)
-    for i in range(m // TILE):
+    rows = np.empty(TILE_SIDE * k, np.uint8)
+    for i in range(m // TILE_SIDE):
         kernel.pack_noise_rows(i, 0, left, p, rows)
         quads = rows.view(np.int32).reshape(-1, k // 4, kernel.GROUP)
-        band = a2[TILE * i : TILE * (i + 1)].view(np.int32)
+        band = a2[TILE_SIDE * i : TILE_SIDE * (i + 1)].view(np.int32)
         band.reshape(-1, kernel.GROUP, k // 4)[:] = quads.transpose(0, 2, 1)
     a2 += a
     b2 += b
@@ -42,8 +43,8 @@ def evaluate(seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupt
     (m, k), n = a.shape, b.shape[1]
     p, q = _slots(seed, "p", k), _slots(seed, "q", k)
     left, right = left_noise(seed, m), right_noise(seed, n)
-    columns = np.empty((n // TILE, _wide_size(k)), np.uint8)
-    product, states = np.empty((m, n), np.int32), np.zeros((m // TILE, n // TILE, LANES), np.uint32)
+    columns = np.empty((n // TILE_SIDE, _wide_size(k)), np.uint8)
+    product, states = np.empty((m, n), np.int32), np.zeros((m // TILE_SIDE, n // TILE_SIDE, LANES), np.uint32)
     # A zero operand makes the true product zero, which needs no recovery.
     useful = not is_zero(a) and not is_zero(b)
 
@@ -56,22 +57,23 @@ def evaluate(seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupt
         for i in numbers:
             kernel.evaluate_wide_rows(i, a.ctypes.data, left, p, q, useful, rows, columns, product, states)
 
-    done = share(threads, Stage(n // TILE, pack), Stage(m // TILE, multiply), interrupted=interrupted)
+    done = share(threads, Stage(n // TILE_SIDE, pack), Stage(m // TILE_SIDE, multiply), interrupted=interrupted)
     if not useful:
         product[:] = 0
-    elif done < m // TILE:
-        _multiply_plain(a[TILE * done :], b, product[TILE * done :], threads)
-    return Evaluation(product, states if done == m // TILE else None)
+    elif done < m // TILE_SIDE:
+        _multiply_plain(a[TILE_SIDE * done :], b, product[TILE_SIDE * done :], threads)
+    return Evaluation(product, states if done == m // TILE_SIDE else None)
 
 
-def evaluate_idle(seed: bytes, m: int, n: int, k: int, threads: int, interrupted: Interrupted) -> Evaluation | None:
+def evaluate_idle(seed: bytes, shape: Shape, threads: int, interrupted: Interrupted) -> Evaluation | None:
     """See `consensus.work.evaluate_idle`; shape checked."""
+    m, k, n = shape
     p, q = _slots(seed, "p", k), _slots(seed, "q", k)
     # The rows take the indices of p alone, the columns those of q and both signs (64 in a slot).
-    indices, slots = p & (TILE - 1), q ^ (p & TILE)
+    indices, slots = p & (TILE_SIDE - 1), q ^ (p & TILE_SIDE)
     left, right = left_noise(seed, m), right_noise(seed, n)
     columns, offsets = _narrow_buffers(n, k)
-    product, states = np.empty((m, n), np.int32), np.zeros((m // TILE, n // TILE, LANES), np.uint32)
+    product, states = np.empty((m, n), np.int32), np.zeros((m // TILE_SIDE, n // TILE_SIDE, LANES), np.uint32)
 
     def pack(numbers: Iterator[int]) -> None:
         for j in numbers:
@@ -82,8 +84,8 @@ def evaluate_idle(seed: bytes, m: int, n: int, k: int, threads: int, interrupted
         for i in numbers:
             kernel.evaluate_noise_rows(i, left, indices, rows, columns, offsets, product, states)
 
-    done = share(threads, Stage(n // TILE, pack), Stage(m // TILE, multiply), interrupted=interrupted)
-    return Evaluation(product, states) if done == m // TILE else None
+    done = share(threads, Stage(n // TILE_SIDE, pack), Stage(m // TILE_SIDE, multiply), interrupted=interrupted)
+    return Evaluation(product, states) if done == m // TILE_SIDE else None
 
 
 def multiply(a: Int8, b: Int8, threads: int) -> Int32:
@@ -98,7 +100,7 @@ def strip_state(seed: bytes, a_strip: Int8, b_strip: Int8, left: Int8, right: In
     k = a_strip.shape[1]
     p, q = _slots(seed, "p", k), _slots(seed, "q", k)
     rows, columns = np.empty(_wide_size(k), np.uint8), np.empty((1, _wide_size(k)), np.uint8)
-    unused, states = np.empty((TILE, TILE), np.int32), np.zeros((1, 1, LANES), np.uint32)
+    unused, states = np.empty((TILE_SIDE, TILE_SIDE), np.int32), np.zeros((1, 1, LANES), np.uint32)
     kernel.pack_wide_columns(0, b_strip.ctypes.data, right, p, q, columns)
     kernel.evaluate_wide_rows(0, a_strip.ctypes.data, left, p, q, False, rows, columns, unused, states)
     state: UInt32 = states[0, 0]
@@ -119,18 +121,19 @@ def _multiply_plain(a: Int8, b: Int8, product: Int32, threads: int) -> None:
         for i in numbers:
             kernel.multiply_plain_rows(i, a.ctypes.data, rows, columns, offsets, product)
 
-    share(threads, Stage(n // TILE, pack), Stage(m // TILE, multiply))
+    share(threads, Stage(n // TILE_SIDE, pack), Stage(m // TILE_SIDE, multiply))
 
 
 def _wide_size(k: int) -> int:
     """Bytes that 64 packed rows or columns take, with the tail of recovery."""
-    return TILE * (k + kernel.TAIL) * kernel.WIDE_BYTES
+    return TILE_SIDE * (k + kernel.TAIL) * kernel.WIDE_BYTES
 
 
 def _narrow_buffers(n: int, k: int) -> tuple[npt.NDArray[np.uint8], Int32]:
     """Room for the packed columns, 64 at a time, and for their offsets."""
-    strips = TILE // kernel.STRIP
-    return np.empty((n // TILE, TILE * k), np.uint8), np.empty((n // TILE, strips, k // TILE, LANES), np.int32)
+    tiles, chunks = n // TILE_SIDE, k // TILE_SIDE
+    offsets = np.empty((tiles, TILE_SIDE // kernel.STRIP, chunks, LANES), np.int32)
+    return np.empty((tiles, TILE_SIDE * k), np.uint8), offsets
 
 
 def _slots(seed: bytes, label: str, k: int) -> _Slots:

@@ -37,20 +37,21 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from consensus.work.unit import LANES, TILE
+from consensus.shape import TILE_SIDE
+from consensus.work.unit import LANES
 
 GROUP = 4
 STRIP = 16
-TAIL = 2 * TILE
+TAIL = 2 * TILE_SIDE
 """Inner indices that recovery appends."""
-SLOTS = 2 * TILE
+SLOTS = 2 * TILE_SIDE
 WIDE_BYTES = 2
 """Size of a packed entry of the wide kernel; the narrow kernel's take one byte."""
 IDLE_BIAS = 64
 PLAIN_BIAS = 63
 
-_CHUNK_PAIRS = TILE // 2
-_CHUNK_QUADS = TILE // 4
+_CHUNK_PAIRS = TILE_SIDE // 2
+_CHUNK_QUADS = TILE_SIDE // 4
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # Numba's own types for these describe neither how an intrinsic is called nor what the helpers take.
@@ -327,11 +328,12 @@ def _noise_tables(_: Any, left: Any, low: Any, high: Any, tail: Any) -> Any:
         builder = v.builder
         left, low, high, tail = map(v.pointer, (left, low, high, tail))
         half, upper = ir.Constant(ir.VectorType(_I32, 4), [16] * 4), ir.Constant(ir.VectorType(_I32, 4), [-65536] * 4)
-        for column in range(0, TILE, 16):
-            for index, pair in enumerate(v.transposed_pairs(v.at(left, column), _I64(TILE)), column // 2):
+        for column in range(0, TILE_SIDE, 16):
+            for index, pair in enumerate(v.transposed_pairs(v.at(left, column), _I64(TILE_SIDE)), column // 2):
                 negative = builder.neg(pair)
                 v.store(negative, tail, 16 * index)
-                for words, first in ((v.cast(pair, _I32, 4), 2 * index), (v.cast(negative, _I32, 4), 2 * index + TILE)):
+                for part, first in ((pair, 2 * index), (negative, 2 * index + TILE_SIDE)):
+                    words = v.cast(part, _I32, 4)
                     v.store(builder.lshr(builder.shl(words, half), half), low, 16 * first)
                     v.store(builder.lshr(words, half), low, 16 * first + 16)
                     v.store(builder.shl(words, half), high, 16 * first)
@@ -350,7 +352,8 @@ def _recovery_rows(_: Any, sums_low: Any, sums_high: Any, out: Any) -> Any:
         half, upper = ir.Constant(ir.VectorType(_I32, 4), [16] * 4), ir.Constant(ir.VectorType(_I32, 4), [-65536] * 4)
 
         def negative(sums: ir.Value, slot: ir.Value) -> ir.Value:
-            plus, minus = (v.load(ir.VectorType(_I16, 8), sums, v.builder.add(slot, _I64(o))) for o in (0, 16 * TILE))
+            eight, at = ir.VectorType(_I16, 8), (slot, v.builder.add(slot, _I64(16 * TILE_SIDE)))
+            plus, minus = (v.load(eight, sums, address) for address in at)
             return v.cast(builder.sub(minus, plus), _I32, 4)
 
         with _tools.for_range(builder, _I64(_CHUNK_PAIRS)) as loop:
@@ -494,20 +497,20 @@ def draw_slots(words: Any, slots: Any) -> None:
     A word's place in its chunk's stable order is the number of words that come before it: 64² comparisons, but eight at
     a time, are less work than a sort.
     """
-    values, positions = np.empty(TILE, np.int32), np.arange(TILE).astype(np.int32)
-    for start in range(0, words.size, TILE):
-        for index in range(TILE):
+    values, positions = np.empty(TILE_SIDE, np.int32), np.arange(TILE_SIDE).astype(np.int32)
+    for start in range(0, words.size, TILE_SIDE):
+        for index in range(TILE_SIDE):
             values[index] = words[start + index] >> 1
-        for index in range(TILE):
+        for index in range(TILE_SIDE):
             value, position = values[index], np.int32(index)
             place = np.int32(0)
-            for other in range(TILE):
+            for other in range(TILE_SIDE):
                 # Of equal words the earlier comes first: v ≤ value is v − 1 < value.
                 earlier = np.int32(positions[other] < position)
                 place += np.int32(np.int32(values[other] - earlier) < value)
             slots[start + place] = index
-        for index in range(TILE):
-            slots[start + index] += TILE * (words[start + index] & 1)
+        for index in range(TILE_SIDE):
+            slots[start + index] += TILE_SIDE * (words[start + index] & 1)
 
 
 @_compiled("void(int64, int64, int8[:,::1], int64[::1], int64[::1], uint8[:,::1])")
@@ -517,34 +520,34 @@ def pack_wide_columns(tile: int, b: int, right: Any, p: Any, q: Any, columns: An
     b: address of B, (k, n) int8. right: (64, n). p, q: (k,) slots. columns: (n/64, 64·(k + 128)·2).
     """
     k, n = p.size, right.shape[1]
-    strips = TILE // STRIP
+    strips = TILE_SIDE // STRIP
     noise, sums = np.empty((strips, SLOTS, STRIP), np.int16), np.zeros((strips, SLOTS, STRIP), np.int16)
-    for index in range(TILE):
+    for index in range(TILE_SIDE):
         for strip in range(strips):
-            start = TILE * tile + STRIP * strip
+            start = TILE_SIDE * tile + STRIP * strip
             for column in range(STRIP):
                 word = np.int16(right[index, start + column])
                 noise[strip, index, column] = word
-                noise[strip, TILE + index, column] = -word
+                noise[strip, TILE_SIDE + index, column] = -word
     strip_size = STRIP * (k + TAIL) * WIDE_BYTES
     pair_size = 2 * STRIP * WIDE_BYTES
     # Chunk by chunk, since 64 rows' cache lines stay in the cache for all four strips; all k rows' would not.
-    for start in range(0, k, TILE):
+    for start in range(0, k, TILE_SIDE):
         for strip in range(strips):
             noise_at, sums_at = _address(noise[strip]), _address(sums[strip])
-            first = b + TILE * tile + STRIP * strip
+            first = b + TILE_SIDE * tile + STRIP * strip
             out = _address(columns[tile]) + strip * strip_size + start * STRIP * WIDE_BYTES
-            for row in range(start, start + TILE, 2):
+            for row in range(start, start + TILE_SIDE, 2):
                 p_at, q_at = _address(p) + 8 * row, _address(q) + 8 * row
                 _noise_columns(first + row * n, n, p_at, q_at, noise_at, sums_at, out)
                 out += pair_size
     for strip in range(strips):
-        for index in range(TILE):
+        for index in range(TILE_SIDE):
             for column in range(STRIP):
-                sums[strip, index, column] -= sums[strip, TILE + index, column]
+                sums[strip, index, column] -= sums[strip, TILE_SIDE + index, column]
         out = _address(columns[tile]) + strip * strip_size + k * STRIP * WIDE_BYTES
         for table in (noise[strip], sums[strip]):
-            for index in range(0, TILE, 2):
+            for index in range(0, TILE_SIDE, 2):
                 _interleave_pair(_address(table[index]), _address(table[index + 1]), out)
                 out += pair_size
 
@@ -557,9 +560,9 @@ def _pack_wide_rows(band: int, a: int, left: Any, p: Any, q: Any, rows: Any) -> 
     low, high = _address(tables[0]), _address(tables[1])
     sums_low, sums_high = _address(tables[2]), _address(tables[3])
     out = _address(rows)
-    for row in range(TILE * band, TILE * (band + 1), GROUP):
+    for row in range(TILE_SIDE * band, TILE_SIDE * (band + 1), GROUP):
         recovery = out + GROUP * k * WIDE_BYTES
-        noise = recovery + GROUP * TILE * WIDE_BYTES
+        noise = recovery + GROUP * TILE_SIDE * WIDE_BYTES
         _noise_tables(_address(left[row]), low, high, noise)
         tables[2:] = 0
         for column in range(0, k, 16):
@@ -584,16 +587,16 @@ def evaluate_wide_rows(
     """
     k, n = p.size, product.shape[1]
     _pack_wide_rows(band, a, left, p, q, rows)
-    folds = np.zeros(k // TILE * LANES, np.uint32)
+    folds = np.zeros(k // TILE_SIDE * LANES, np.uint32)
     row_size = WIDE_BYTES * (k + TAIL)
     tail = TAIL // 2 if recover else 0
-    for tile in range(n // TILE):
-        for column in range(0, TILE, STRIP):
+    for tile in range(n // TILE_SIDE):
+        for column in range(0, TILE_SIDE, STRIP):
             b = _address(columns[tile]) + column * row_size
-            out = _address(product[TILE * band]) + 4 * (TILE * tile + column)
-            for row in range(0, TILE, GROUP):
+            out = _address(product[TILE_SIDE * band]) + 4 * (TILE_SIDE * tile + column)
+            for row in range(0, TILE_SIDE, GROUP):
                 a_at, out_at = _address(rows) + row * row_size, out + 4 * n * row
-                _wide_tile(a_at, b, k // TILE, tail, _address(folds), out_at, 4 * n)
+                _wide_tile(a_at, b, k // TILE_SIDE, tail, _address(folds), out_at, 4 * n)
         _advance_state(states[band, tile], folds)
 
 
@@ -602,12 +605,12 @@ def pack_noise_rows(band: int, bias: int, left: Any, p: Any, rows: Any) -> None:
     """Pack the noise of 64 rows, plus a bias, as quads. left: (m, 64). p: (k,) slots. rows: 64·k bytes."""
     k = p.size
     table = np.empty((SLOTS, 16), np.int8)
-    for first in range(0, TILE, 16):
-        for index in range(TILE):
+    for first in range(0, TILE_SIDE, 16):
+        for index in range(TILE_SIDE):
             for row in range(16):
-                noise = left[TILE * band + first + row, index]
+                noise = left[TILE_SIDE * band + first + row, index]
                 table[index, row] = bias + noise
-                table[TILE + index, row] = bias - noise
+                table[TILE_SIDE + index, row] = bias - noise
         at = _address(table)
         out = _address(rows) + first * k
         for c in range(0, k, 4):
@@ -624,17 +627,17 @@ def pack_noise_columns(tile: int, right: Any, q: Any, columns: Any, offsets: Any
     """
     k = q.size
     table = np.empty((SLOTS, STRIP), np.int8)
-    for strip in range(TILE // STRIP):
-        start = TILE * tile + STRIP * strip
-        for index in range(TILE):
+    for strip in range(TILE_SIDE // STRIP):
+        start = TILE_SIDE * tile + STRIP * strip
+        for index in range(TILE_SIDE):
             for column in range(STRIP):
                 table[index, column] = right[index, start + column]
-                table[TILE + index, column] = -right[index, start + column]
+                table[TILE_SIDE + index, column] = -right[index, start + column]
         at = _address(table)
         out = _address(columns[tile]) + strip * STRIP * k
-        for chunk in range(k // TILE):
+        for chunk in range(k // TILE_SIDE):
             packed = out
-            for r in range(TILE * chunk, TILE * (chunk + 1), 4):
+            for r in range(TILE_SIDE * chunk, TILE_SIDE * (chunk + 1), 4):
                 b0, b1, b2, b3 = at + 16 * q[r], at + 16 * q[r + 1], at + 16 * q[r + 2], at + 16 * q[r + 3]
                 _interleave_quad(b0, b1, b2, b3, out, 16)
                 out += 4 * STRIP
@@ -646,10 +649,10 @@ def pack_plain_columns(tile: int, b: int, n: int, columns: Any, offsets: Any) ->
     """Pack the 64 columns of B that belong to a tile. b: address of B, (k, n) int8. Else as `pack_noise_columns`."""
     chunks = offsets.shape[2]
     for chunk in range(chunks):
-        for strip in range(TILE // STRIP):
-            packed = out = _address(columns[tile]) + STRIP * TILE * (strip * chunks + chunk)
-            first = b + TILE * (chunk * n + tile) + STRIP * strip
-            for r in range(0, TILE, 4):
+        for strip in range(TILE_SIDE // STRIP):
+            packed = out = _address(columns[tile]) + STRIP * TILE_SIDE * (strip * chunks + chunk)
+            first = b + TILE_SIDE * (chunk * n + tile) + STRIP * strip
+            for r in range(0, TILE_SIDE, 4):
                 row = first + r * n
                 _interleave_quad(row, row + n, row + 2 * n, row + 3 * n, out, 16)
                 out += 4 * STRIP
@@ -661,12 +664,12 @@ def _multiply_narrow(band: int, rows: Any, columns: Any, offsets: Any, product: 
     """Multiply 64 packed rows with all packed columns. states: (n/64, 16) of zeros, the band's own."""
     chunks, n = offsets.shape[2], product.shape[1]
     folds = np.zeros(chunks * LANES, np.uint32)
-    row_size = TILE * chunks
-    for tile in range(n // TILE):
-        for strip in range(TILE // STRIP):
+    row_size = TILE_SIDE * chunks
+    for tile in range(n // TILE_SIDE):
+        for strip in range(TILE_SIDE // STRIP):
             b, offset = _address(columns[tile]) + STRIP * strip * row_size, _address(offsets[tile, strip])
-            out = _address(product[TILE * band]) + 4 * (TILE * tile + STRIP * strip)
-            for row in range(0, TILE, GROUP):
+            out = _address(product[TILE_SIDE * band]) + 4 * (TILE_SIDE * tile + STRIP * strip)
+            for row in range(0, TILE_SIDE, GROUP):
                 a, out_at = _address(rows) + row * row_size, out + 4 * n * row
                 _narrow_tile(a, b, chunks, offset, _address(folds), out_at, 4 * n)
         _advance_state(states[tile], folds)
@@ -686,11 +689,11 @@ def evaluate_noise_rows(
 @_compiled("void(int64, int64, uint8[::1], uint8[:,::1], int32[:,:,:,::1], int32[:,::1])")
 def multiply_plain_rows(band: int, a: int, rows: Any, columns: Any, offsets: Any, product: Any) -> None:
     """Multiply 64 rows of A, as they are, with all columns. a: address of A, (m, k) int8. rows: 64·k bytes."""
-    k = TILE * offsets.shape[2]
+    k = TILE_SIDE * offsets.shape[2]
     out = _address(rows)
-    for row in range(TILE * band, TILE * (band + 1), GROUP):
+    for row in range(TILE_SIDE * band, TILE_SIDE * (band + 1), GROUP):
         for column in range(0, k, 16):
             _biased_quads(a + row * k + column, k, out)
             out += 16 * GROUP
-    unused = np.empty((product.shape[1] // TILE, LANES), np.uint32)
+    unused = np.empty((product.shape[1] // TILE_SIDE, LANES), np.uint32)
     _multiply_narrow(band, rows, columns, offsets, product, unused)

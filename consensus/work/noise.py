@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from consensus.crypto import stream
-from consensus.work.unit import TILE, Int8
+from consensus.shape import TILE_SIDE
+from consensus.work.unit import Int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +30,28 @@ class SignedPermutations:
 
 def signed_permutations(seed: bytes, label: str, k: int) -> SignedPermutations:
     """The permutations that label "p" (for A) or "q" (for B) draws for an inner dimension of k."""
-    words = np.frombuffer(stream(seed, label, 4 * k), dtype="<u4").reshape(k // TILE, TILE)
+    words = np.frombuffer(stream(seed, label, 4 * k), dtype="<u4").reshape(k // TILE_SIDE, TILE_SIDE)
     # A stable argsort by the upper 31 bits: with the position below them no two keys are equal.
-    keys = (words.astype(np.uint64) >> np.uint64(1)) << np.uint64(6) | np.arange(TILE, dtype=np.uint64)
+    keys = (words.astype(np.uint64) >> np.uint64(1)) << np.uint64(6) | np.arange(TILE_SIDE, dtype=np.uint64)
     keys.sort(axis=1)
-    index = (keys & np.uint64(TILE - 1)).astype(np.int64).ravel()
+    index = (keys & np.uint64(TILE_SIDE - 1)).astype(np.int64).ravel()
     return SignedPermutations(index, np.where(words & 1, -1, 1).astype(np.int8).ravel())
 
 
 def left_noise(seed: bytes, m: int) -> Int8:
     """`left`: m×64 int8 in [−64, 63]. Row r depends on r alone, whatever m is."""
-    return _uniform(_keystream(seed, "left", m, TILE))
+    return _uniform(_keystream(seed, "left", m, TILE_SIDE))
 
 
 def right_noise(seed: bytes, n: int) -> Int8:
     """`right`: 64×n int8 in [−64, 63]."""
-    return _uniform(_keystream(seed, "right", TILE, n))
+    return _uniform(_keystream(seed, "right", TILE_SIDE, n))
 
 
 def strip_noise(seed: bytes, n: int, i: int, j: int) -> tuple[Int8, Int8]:
     """What one tile needs of the noise: rows 64i … 64i+63 of `left`, columns 64j … 64j+63 of `right`, 64×64 each."""
-    left = _keystream(seed, "left", TILE, TILE, TILE * i)  # a row of `left` is a block of the keystream
-    right = _keystream(seed, "right", TILE, n)[:, TILE * j : TILE * (j + 1)]
+    left = _keystream(seed, "left", TILE_SIDE, TILE_SIDE, TILE_SIDE * i)  # a row of `left` is a block of the keystream
+    right = _keystream(seed, "right", TILE_SIDE, n)[:, TILE_SIDE * j : TILE_SIDE * (j + 1)]
     return _uniform(left), _uniform(right)
 
 

@@ -11,27 +11,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from consensus.shape import MAX_DIMENSION, NOISED_BOUND, OPERAND_BOUND, TILE_SIDE, Shape
 from consensus.work import reference
 from consensus.work.noise import noise_added
 from consensus.work.reference import noised
 from consensus.work.threads import Stage, share
-from consensus.work.unit import (
-    IDLE_BOUND,
-    LANES,
-    MAX_DIMENSION,
-    OPERAND_BOUND,
-    TILE,
-    Evaluation,
-    Float32,
-    Int8,
-    Int32,
-    Interrupted,
-    UInt32,
-)
+from consensus.work.unit import LANES, Evaluation, Float32, Int8, Int32, Interrupted, UInt32
 
 __all__ = ["evaluate", "evaluate_idle", "multiply", "noised", "strip_state"]
 
-assert (OPERAND_BOUND + IDLE_BOUND) ** 2 * TILE <= 2**24
+assert (OPERAND_BOUND + NOISED_BOUND) ** 2 * TILE_SIDE <= 2**24
 assert OPERAND_BOUND**2 * MAX_DIMENSION <= 2**24
 
 
@@ -41,8 +30,9 @@ def evaluate(seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupt
     return Evaluation(multiply(a, b, threads), transcript.states if transcript else None)
 
 
-def evaluate_idle(seed: bytes, m: int, n: int, k: int, threads: int, interrupted: Interrupted) -> Evaluation | None:
+def evaluate_idle(seed: bytes, shape: Shape, threads: int, interrupted: Interrupted) -> Evaluation | None:
     """See `consensus.work.evaluate_idle`; shape checked."""
+    m, k, n = shape
     operands = noised(seed, np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
     return _transcript(*operands, threads, interrupted)
 
@@ -65,24 +55,24 @@ def _transcript(a2: Int8, b2: Int8, threads: int, interrupted: Interrupted) -> E
     m, n = a2.shape[0], b2.shape[1]
     columns = b2.astype(np.float32)
     product = np.empty((m, n), np.int32)
-    states = np.empty((m // TILE, n // TILE, LANES), np.uint32)
+    states = np.empty((m // TILE_SIDE, n // TILE_SIDE, LANES), np.uint32)
 
     def multiply(numbers: Iterator[int]) -> None:
         for i in numbers:
-            band = slice(TILE * i, TILE * (i + 1))
+            band = slice(TILE_SIDE * i, TILE_SIDE * (i + 1))
             product[band], states[i] = _band(a2[band], columns)
 
-    done = share(threads, Stage(m // TILE, multiply), interrupted=interrupted)
-    return Evaluation(product, states) if done == m // TILE else None
+    done = share(threads, Stage(m // TILE_SIDE, multiply), interrupted=interrupted)
+    return Evaluation(product, states) if done == m // TILE_SIDE else None
 
 
 def _band(a2: Int8, b2: Float32) -> tuple[Int32, UInt32]:
     """The noised product of 64 rows, (64, n), and its states, (n/64, 16)."""
     rows = a2.astype(np.float32)
-    sums = np.zeros((TILE, b2.shape[1]), np.int32)
-    states = np.zeros((1, b2.shape[1] // TILE, LANES), np.uint32)
-    for start in range(0, rows.shape[1], TILE):
-        chunk = slice(start, start + TILE)
+    sums = np.zeros((TILE_SIDE, b2.shape[1]), np.int32)
+    states = np.zeros((1, b2.shape[1] // TILE_SIDE, LANES), np.uint32)
+    for start in range(0, rows.shape[1], TILE_SIDE):
+        chunk = slice(start, start + TILE_SIDE)
         sums += (rows[:, chunk] @ b2[chunk]).astype(np.int32)
         states = reference.advanced(states, sums)
     return sums, states[0]

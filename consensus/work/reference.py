@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from consensus.shape import TILE_SIDE
 from consensus.work.noise import left_noise, noise_added, right_noise
-from consensus.work.unit import LANES, TILE, Evaluation, Int8, Int32, UInt32
+from consensus.work.unit import LANES, Evaluation, Int8, Int32, UInt32
 
 
 def noised(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
@@ -24,9 +25,9 @@ def transcript(a2: Int8, b2: Int8) -> tuple[Int32, UInt32]:
     """The product (m×n int32) of noised operands, and the state that each tile's running sums leave behind."""
     (m, k), n = a2.shape, b2.shape[1]
     sums = np.zeros((m, n), np.int32)
-    states = np.zeros((m // TILE, n // TILE, LANES), np.uint32)
-    for start in range(0, k, TILE):
-        chunk = slice(start, start + TILE)
+    states = np.zeros((m // TILE_SIDE, n // TILE_SIDE, LANES), np.uint32)
+    for start in range(0, k, TILE_SIDE):
+        chunk = slice(start, start + TILE_SIDE)
         sums += a2[:, chunk].astype(np.int32) @ b2[chunk].astype(np.int32)
         states = advanced(states, sums)
     return sums, states
@@ -40,6 +41,6 @@ def advanced(states: UInt32, sums: Int32) -> UInt32:
     """
     rotated = np.bitwise_left_shift(states, 13) | np.bitwise_right_shift(states, 32 - 13)
     m, n = sums.shape
-    lanes = sums.view(np.uint32).reshape(m // TILE, TILE, n // TILE, TILE // LANES, LANES)
+    lanes = sums.view(np.uint32).reshape(m // TILE_SIDE, TILE_SIDE, n // TILE_SIDE, TILE_SIDE // LANES, LANES)
     advanced: UInt32 = rotated ^ np.bitwise_xor.reduce(lanes, axis=(1, 3))
     return advanced

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 
-from consensus.crypto import H
+from consensus import crypto
+from consensus.params import MAX_TARGET
 from consensus.work.unit import LANES, UInt32, UnitError, check_dimension, check_seed, check_tile_index
 
-MAX_TARGET = 2**254 - 1
-
-_TAG = "tw/ticket"
 _TICKET_SIZE = 32
 _STATE_SIZE = 4 * LANES
 _K_UNIT = 1024
@@ -28,7 +25,7 @@ def ticket(seed: bytes, i: int, j: int, state: UInt32) -> bytes:
     check_tile_index(i, j)
     if not isinstance(state, np.ndarray) or state.shape != (LANES,) or state.dtype != np.uint32:
         raise UnitError(f"state: expected {LANES} uint32 words")
-    return H(_TAG, seed + _position(i, j) + state.astype("<u4").tobytes())
+    return crypto.ticket(seed, i, j, state.astype("<u4").tobytes())
 
 
 def wins(ticket: bytes, target: int, k: int) -> bool:
@@ -55,18 +52,18 @@ def winning_tiles(seed: bytes, states: UInt32, target: int, k: int) -> Iterator[
     if highest < 0:
         return
     threshold = highest.to_bytes(_TICKET_SIZE, "big")  # equally long big-endian strings compare as their integers do
-    seeded = hashlib.blake2b(seed, digest_size=_TICKET_SIZE, person=_TAG.encode("ascii"))
+    seeded = crypto.ticket_hasher(seed)
     encoded = states.astype("<u4").tobytes()
     rows, columns, _ = states.shape
     offset = 0
     for i in range(rows):
         for j in range(columns):
             hasher = seeded.copy()
-            hasher.update(_position(i, j) + encoded[offset : offset + _STATE_SIZE])
+            hasher.update(crypto.tile_bytes(i, j, encoded[offset : offset + _STATE_SIZE]))
             offset += _STATE_SIZE
-            found = hasher.digest()
-            if found <= threshold:
-                yield i, j, found
+            drawn = hasher.digest()
+            if drawn <= threshold:
+                yield i, j, drawn
 
 
 def _highest_winner(target: int, k: int) -> int:
@@ -75,7 +72,3 @@ def _highest_winner(target: int, k: int) -> int:
         raise UnitError("target: expected an integer from 0 to 2²⁵⁴ − 1")
     check_dimension("k", k)
     return (target * k - 1) // _K_UNIT
-
-
-def _position(i: int, j: int) -> bytes:
-    return i.to_bytes(4, "little") + j.to_bytes(4, "little")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from consensus.shape import MAX_DIMENSION, NOISED_BOUND, OPERAND_BOUND, TILE_SIDE, Shape
+
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 UInt32 = npt.NDArray[np.uint32]
@@ -16,19 +18,12 @@ Float32 = npt.NDArray[np.float32]
 Interrupted = Callable[[], bool] | None
 """Asked between bands of tile rows; once true, the search for tickets ends."""
 
-TILE = 64
-"""Side of a tile of the product, depth of a chunk of the inner dimension, and rank of the noise."""
-MAX_DIMENSION = 4096
-OPERAND_BOUND = 63
-"""Largest magnitude of an operand's entry: with noise in [−64, 64] the sum fits int8 (|A'|, |B'| ≤ 127)."""
-IDLE_BOUND = 64
-"""Largest magnitude in the noised operands of an idle unit, which are noise and nothing else."""
 LANES = 16
 """32-bit words in a tile's transcript state."""
 SEED_SIZE = 32
 
 # Every sum over the inner dimension is at most 127² · 4096 < 2²⁶·⁰: int32 holds it with room to spare.
-assert (OPERAND_BOUND + IDLE_BOUND) ** 2 * MAX_DIMENSION < 2**31
+assert (OPERAND_BOUND + NOISED_BOUND) ** 2 * MAX_DIMENSION < 2**31
 
 
 class UnitError(ValueError):
@@ -57,21 +52,21 @@ def check_seed(seed: bytes) -> None:
 
 def check_dimension(name: str, size: int) -> None:
     """Raise UnitError unless `size` is a multiple of 64 in [64, 4096]."""
-    if not TILE <= size <= MAX_DIMENSION or size % TILE:
+    if not TILE_SIDE <= size <= MAX_DIMENSION or size % TILE_SIDE:
         raise UnitError(
-            f"{name} = {size}: expected a multiple of {TILE} from {TILE} to {MAX_DIMENSION} (pad with zeros)"
+            f"{name} = {size}: expected a multiple of {TILE_SIDE} from {TILE_SIDE} to {MAX_DIMENSION} (pad with zeros)"
         )
 
 
 def check_tile_index(i: int, j: int) -> None:
     """Raise UnitError unless some unit has a tile (i, j)."""
-    if not (0 <= i < MAX_DIMENSION // TILE and 0 <= j < MAX_DIMENSION // TILE):
-        raise UnitError(f"no unit has a tile ({i}, {j}): indices run from 0 to {MAX_DIMENSION // TILE - 1}")
+    if not (0 <= i < MAX_DIMENSION // TILE_SIDE and 0 <= j < MAX_DIMENSION // TILE_SIDE):
+        raise UnitError(f"no unit has a tile ({i}, {j}): indices run from 0 to {MAX_DIMENSION // TILE_SIDE - 1}")
 
 
-def check_shape(m: int, n: int, k: int) -> None:
-    """Raise UnitError unless (m, k)·(k, n) is the shape of a unit."""
-    for name, size in (("m", m), ("n", n), ("k", k)):
+def check_shape(shape: Shape) -> None:
+    """Raise UnitError unless a unit can have this shape."""
+    for name, size in shape._asdict().items():
         check_dimension(name, size)
 
 

@@ -26,7 +26,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
-from consensus.params import OPERAND_BOUND
+from consensus.shape import OPERAND_BOUND
 from wallet.models.demo import ARRAYS_NAME, DATA, MANIFEST_NAME, ArrayEntry, LayerEntry, Manifest, count_correct
 from wallet.models.quantised import Layer, QuantisedNetwork, Requantise, run_local
 

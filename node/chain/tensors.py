@@ -28,8 +28,8 @@ import numpy as np
 
 from consensus.codec import decode, encode
 from consensus.errors import ConsensusError
-from consensus.params import TILE_SIDE
 from consensus.proofs import merkle
+from consensus.shape import TILE_SIDE
 from consensus.tensor import INT8, ROWS, Matrix, Tensor, TensorSpec
 from node.chain.store import StorageError
 

@@ -14,6 +14,7 @@ from consensus import validation
 from consensus.codec import encode
 from consensus.crypto import H
 from consensus.proofs.products import CheckedProducts, TensorSource
+from consensus.shape import Shape
 from consensus.tensor import TensorSpec
 from consensus.transaction import Transaction
 
@@ -56,7 +57,7 @@ class VerifiedProducts:
         fact = b"p" + left.commitment + right.commitment + product
         return fact in self._true or self._note(fact, self._checked.product_holds(left, right, product))
 
-    def idle_holds(self, seed: bytes, shape: tuple[int, int, int], product: bytes) -> bool:
+    def idle_holds(self, seed: bytes, shape: Shape, product: bytes) -> bool:
         """Whether `product` commits to the idle unit's product under `seed`."""
         fact = b"i" + seed + product
         return fact in self._true or self._note(fact, self._checked.idle_holds(seed, shape, product))

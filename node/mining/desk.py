@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from consensus import work
 from consensus.block import Idle
 from consensus.codec import encode
-from consensus.params import TILE_SIDE
+from consensus.shape import TILE_SIDE, Shape
 from consensus.tensor import Tensor
 from node.chain.chain import Import
 from node.chain.headers import HeaderEntry
@@ -47,9 +47,7 @@ class WorkUnit:
     core: bytes
     seed: bytes
     target: int
-    m: int
-    n: int
-    k: int
+    shape: Shape
     packet_id: bytes | None = None
     left: bytes | None = None
     right: bytes | None = None
@@ -82,14 +80,12 @@ class WorkDesk:
             self._given[held.packet_id] = candidate.tip
         self._forget_old()
         self._outstanding[candidate.id] = _Outstanding(candidate, self._clock())
-        m, n, k = candidate.shape
-        given = WorkUnit(candidate.id, encode(candidate.core), candidate.seed, candidate.core.target_int, m, n, k)
+        core = candidate.core
+        idle = WorkUnit(candidate.id, encode(core), candidate.seed, core.target_int, candidate.shape)
         if held is None:
-            return given
+            return idle
         left, right = held.packet.left.commitment, held.packet.right.commitment
-        return WorkUnit(
-            given.id, given.core, given.seed, given.target, m, n, k, held.packet_id, left, right, held.deadline
-        )
+        return replace(idle, packet_id=held.packet_id, left=left, right=right, deadline=held.deadline)
 
     async def submit(self, unit_id: bytes, i: int, j: int, state: bytes, product: Tensor) -> Import:
         """Seal and import the block of a unit that won.
@@ -108,10 +104,10 @@ class WorkDesk:
         candidate = outstanding.candidate
         if candidate.tip is not self._intake.chain.tip:
             raise PoolError("stale-unit", "a new block came meanwhile", "send a packet's product as a signed result")
-        m, n, k = candidate.shape
+        m, k, n = candidate.shape
         if not (0 <= i < m // TILE_SIDE and 0 <= j < n // TILE_SIDE and len(state) == _STATE_BYTES):
             message = f"tile ({i}, {j}) with a state of {len(state)} bytes"
-            fix = f"a tile below ({m // TILE_SIDE}, {n // TILE_SIDE}) with {_STATE_BYTES} bytes"
+            fix = f"send a tile below ({m // TILE_SIDE}, {n // TILE_SIDE}) with {_STATE_BYTES} bytes"
             raise PoolError("bad-tile", message, fix)
         if product.spec.rows != m or product.spec.cols != n:
             message = f"a product of {product.spec.rows}×{product.spec.cols}"

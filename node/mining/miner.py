@@ -24,7 +24,7 @@ from consensus import work
 from consensus.block import Idle, PacketUnit
 from consensus.errors import ConsensusError, MissingTensor
 from consensus.tensor import Tensor
-from consensus.transaction import Result, Transaction, macs
+from consensus.transaction import Result, Transaction
 from consensus.work.unit import UInt32
 from node.chain.chain import Import
 from node.chain.headers import HeaderEntry
@@ -192,8 +192,7 @@ class Miner:
         candidate = await self._compute.run(self._producer.candidate, held.unit, self._key.address)
         started = self._stopwatch()
         product, win = await self._bench.run(self._work_packet, candidate, held)
-        m, n, k = candidate.shape
-        self._count(packet_units=1, macs=macs(m, n, k), seconds=self._stopwatch() - started)
+        self._count(packet_units=1, macs=candidate.shape.macs, seconds=self._stopwatch() - started)
         self._remember(held.packet_id, product.commitment)
         if win is None or not await self._seal(candidate, win):
             self._publish(group, held.packet_id, product)
@@ -204,8 +203,7 @@ class Miner:
         finished, win = await self._bench.run(self._work_idle, candidate)
         seconds = self._stopwatch() - started
         if finished:
-            m, n, k = candidate.shape
-            self._count(idle_units=1, macs=macs(m, n, k), seconds=seconds)
+            self._count(idle_units=1, macs=candidate.shape.macs, seconds=seconds)
         if win is not None:
             await self._seal(candidate, win)
         if self._idle_duty < 1:
@@ -241,8 +239,7 @@ class Miner:
     def _work_idle(self, candidate: Candidate) -> tuple[bool, _Win | None]:
         """Whether the unit was finished, and the win if there is one: nobody needs the product of any other."""
         interrupted = partial(self._is_stale, candidate)
-        m, n, k = candidate.shape
-        evaluation = work.evaluate_idle(candidate.seed, m, n, k, self._threads, interrupted)
+        evaluation = work.evaluate_idle(candidate.seed, candidate.shape, self._threads, interrupted)
         if evaluation is None:
             return False, None
         tile = _first_win(candidate, evaluation.states)
@@ -317,7 +314,7 @@ class Miner:
 def _first_win(candidate: Candidate, states: UInt32 | None) -> tuple[int, int, UInt32] | None:
     if states is None:
         return None
-    k = candidate.shape[2]
+    k = candidate.shape.k
     tile = next(work.winning_tiles(candidate.seed, states, candidate.core.target_int, k), None)
     return None if tile is None else (tile[0], tile[1], states[tile[0], tile[1]])
 

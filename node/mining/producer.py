@@ -16,7 +16,8 @@ from consensus.difficulty import median_time
 from consensus.errors import ConsensusError, Reason
 from consensus.params import MAX_TENSOR_BYTES, PROTOCOL_VERSION
 from consensus.rules import jobs
-from consensus.state import GROUPS, HELD, PACKETS, WORKERS, Packet, StateReader
+from consensus.shape import Shape
+from consensus.state import GROUPS, PACKETS, WORKERS, Packet, PacketStatus, StateReader
 from consensus.validation import expected_target
 from consensus.work.unit import UInt32
 from node.chain.chain import Chain
@@ -38,7 +39,7 @@ class Candidate:
     Attributes:
         tip: the block that it stands on.
         id, seed: of the header core.
-        shape: (m, n, k) of the unit.
+        shape: of the unit's product.
     """
 
     tip: HeaderEntry
@@ -46,7 +47,7 @@ class Candidate:
     body: Body
     id: bytes
     seed: bytes
-    shape: tuple[int, int, int]
+    shape: Shape
 
 
 class Held(NamedTuple):
@@ -90,10 +91,10 @@ class Producer:
         params = self._chain.params
         if isinstance(unit, PacketUnit):
             packet = self._chain.read(lambda state: PACKETS.get(state, unit.packet_id))
-            if packet is None or packet.status != HELD or packet.worker != miner:
+            if packet is None or packet.status != PacketStatus.HELD or packet.worker != miner:
                 raise ConsensusError(Reason.NOT_ASSIGNEE, miner, "the packet's assignee")
-        m, n, k = unit_shape(params, unit)
-        assembly = self._current(4 * m * n)
+        shape = unit_shape(params, unit)
+        assembly = self._current(shape.product_bytes)
         body, body_root = assembly.body, assembly.body_root
         if isinstance(unit, PacketUnit):
             others = tuple(r for r in body.results if r.body.packet_id != unit.packet_id)
@@ -116,7 +117,7 @@ class Producer:
             unit=unit,
             nonce=self._rng.randbytes(8),
         )
-        return Candidate(assembly.tip, core, body, core.id, core.seed, (m, n, k))
+        return Candidate(assembly.tip, core, body, core.id, core.seed, shape)
 
     def seal(self, candidate: Candidate, i: int, j: int, state: UInt32, product: bytes) -> Block:
         """The block: tile (i, j) won with its `state` (16 uint32), and `product` commits to the unit's product."""
@@ -157,7 +158,7 @@ def _held(chain: Chain, state: StateReader, address: bytes) -> list[Held]:
     found = []
     for slot in worker.slots if worker is not None else ():
         packet = PACKETS.get(state, slot.packet_id)
-        if packet is None or packet.status != HELD:
+        if packet is None or packet.status != PacketStatus.HELD:
             continue
         group = GROUPS.get(state, packet.job)
         assert group is not None, "a packet without its group"

@@ -18,7 +18,8 @@ from consensus import codec
 from consensus.block import MAX_HEADER_BYTES, Header
 from consensus.codec import U16, U32, U63, Hash, PublicKey, Signature, Value
 from consensus.errors import ConsensusError, Reason
-from consensus.params import MAX_BODY_BYTES, MAX_DIMENSION, MAX_TX_BYTES, TILE_SIDE
+from consensus.params import MAX_BODY_BYTES, MAX_TX_BYTES
+from consensus.shape import MAX_DIMENSION, TILE_SIDE
 from consensus.tensor import TensorSpec
 from consensus.validation import Strips
 from node.chain.checkpoints import StateKey

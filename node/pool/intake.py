@@ -15,7 +15,7 @@ from consensus import crypto, validation
 from consensus.block import Block
 from consensus.errors import ConsensusError, MissingTensor, Reason
 from consensus.rules import jobs
-from consensus.state import DONE, HELD, PACKETS, WORKERS, Packet
+from consensus.state import PACKETS, WORKERS, Packet, PacketStatus
 from consensus.tensor import Tensor
 from consensus.transaction import Result, SubmitJob, Transaction
 from consensus.validation import Strips
@@ -183,9 +183,9 @@ class Intake:
             raise ConsensusError(Reason.WRONG_PRODUCT, body.product, "the packet's product")
 
     def _check_assignee(self, result: Result, packet: Packet | None) -> None:
-        if packet is not None and packet.status == DONE:
+        if packet is not None and packet.status == PacketStatus.DONE:
             raise ConsensusError(Reason.DUPLICATE_RESULT, result.body.packet_id, "one result a packet")
-        if packet is not None and packet.status == HELD:
+        if packet is not None and packet.status == PacketStatus.HELD:
             if packet.worker == result.body.worker:
                 return
             if jobs.deadline(self.chain.params, packet) > self.chain.tip.height:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from consensus.events import Answered, Dropped, Event, Missed
-from consensus.state import HELD, PACKETS
+from consensus.state import PACKETS, PacketStatus
 from consensus.transaction import Result
 from node.pool.mempool import TipView
 
@@ -81,7 +81,7 @@ class ResultPool:
 
     def _is_held(self, packet_id: bytes, worker: bytes) -> bool:
         packet = self._chain.read(lambda state: PACKETS.get(state, packet_id))
-        return packet is not None and packet.status == HELD and packet.worker == worker
+        return packet is not None and packet.status == PacketStatus.HELD and packet.worker == worker
 
 
 @dataclass(frozen=True)

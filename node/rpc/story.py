@@ -14,8 +14,8 @@ from consensus import events
 from consensus.events import Event
 from consensus.params import ChainParams
 from consensus.rules import jobs
-from consensus.state import DONE, GROUPS, HELD, PACKETS, QUEUED, WITHDRAWN, Group, Packet, StateReader
-from consensus.transaction import SubmitJob, Transaction, packet_id
+from consensus.state import GROUPS, PACKETS, Group, Packet, PacketStatus, StateReader
+from consensus.transaction import SubmitJob, Transaction, packet_id_of
 from node.chain.chain import Chain
 from node.rpc.views_work import Explanation, JobEventName, JobStatus, JobView, PacketView, StoryLine
 
@@ -24,9 +24,14 @@ E = TypeVar("E", bound=Event)
 Text = Callable[[bytes], str]
 """Shows an address."""
 
-PacketStatus = Literal["queued", "held", "done", "withdrawn"]
+StatusName = Literal["queued", "held", "done", "withdrawn"]
 
-_STATUS: dict[int, PacketStatus] = {QUEUED: "queued", HELD: "held", DONE: "done", WITHDRAWN: "withdrawn"}
+_STATUS: dict[PacketStatus, StatusName] = {
+    PacketStatus.QUEUED: "queued",
+    PacketStatus.HELD: "held",
+    PacketStatus.DONE: "done",
+    PacketStatus.WITHDRAWN: "withdrawn",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class JobRecord:
     @property
     def packet_ids(self) -> list[bytes]:
         """The ids of its packets, in order."""
-        return [packet_id(self.job, index) for index in range(len(self.payload.packets))]
+        return [packet_id_of(self.job, index) for index in range(len(self.payload.packets))]
 
     def of(self, identity: bytes) -> list[tuple[int, Event]]:
         """The events of one packet and of the job as a whole."""
@@ -66,7 +71,7 @@ def gather(chain: Chain, job: bytes, pending: Transaction | None) -> JobRecord |
     if tx is None or not isinstance(tx.body.payload, SubmitJob):
         return None
     payload = tx.body.payload
-    identities = [packet_id(job, index) for index in range(len(payload.packets))]
+    identities = [packet_id_of(job, index) for index in range(len(payload.packets))]
 
     def held_by_state(state: StateReader) -> tuple[Group | None, dict[bytes, Packet]]:
         group = GROUPS.get(state, job)
@@ -97,7 +102,7 @@ def job_view(record: JobRecord, text: Text) -> JobView:
         mode=payload.mode,
         done=len(answers),
         held=0 if group is None else group.held,
-        queued=sum(packet.status == QUEUED for packet in record.packets.values()),
+        queued=sum(packet.status == PacketStatus.QUEUED for packet in record.packets.values()),
         escrow=0 if group is None else group.escrow,
         opened_at=None if opening is None else opening[0],
         completed_at=None if completion is None else completion[0],
@@ -116,11 +121,11 @@ def packet_views(record: JobRecord, text: Text) -> list[PacketView]:
         event.packet_id: (height, event) for height, event in record.events if isinstance(event, events.Answered)
     }
     views = []
-    shapes = [_shape(record.payload, index) for index in range(len(record.payload.packets))]
+    shapes = [record.payload.shape(packet) for packet in record.payload.packets]
     fees = jobs.job_fees(record.params, record.payload)
     for index, (identity, (m, k, n), fee) in enumerate(zip(record.packet_ids, shapes, fees, strict=True)):
         packet, (answered_at, answer) = record.packets.get(identity), answers.get(identity, (None, None))
-        held = packet is not None and packet.status == HELD
+        held = packet is not None and packet.status == PacketStatus.HELD
         worker = packet.worker if packet is not None and held else answer.worker if answer is not None else None
         views.append(
             PacketView(
@@ -225,7 +230,7 @@ def _job_status(record: JobRecord) -> JobStatus:
     return "cancelled" if record.group.cancelled else "open"
 
 
-def _packet_status(record: JobRecord, packet: Packet | None, answered: bool) -> PacketStatus:
+def _packet_status(record: JobRecord, packet: Packet | None, answered: bool) -> StatusName:
     if packet is not None:
         return _STATUS[packet.status]
     if answered:
@@ -241,10 +246,10 @@ def _verdict(record: JobRecord, identity: bytes, text: Text) -> str:
         return f"{text(answer[1].worker)} was {_payment(answer[1])} at height {answer[0]}."
     before = f" Before that, {len(misses)} window(s) passed unanswered." if (misses := _all_misses(own)) else ""
     packet = record.packets.get(identity)
-    if packet is not None and packet.status == HELD:
+    if packet is not None and packet.status == PacketStatus.HELD:
         until = _deadline(record, packet)
         return f"Nobody is paid yet: {text(packet.worker)} holds it and may answer through height {until}.{before}"
-    if packet is not None and packet.status == QUEUED:
+    if packet is not None and packet.status == PacketStatus.QUEUED:
         return f"Nobody is paid yet: it waits in the queue for a worker who is able to take it.{before}"
     if not record.events:
         return "Nobody is paid yet: the job's transaction waits for a block."
@@ -278,12 +283,6 @@ def _deadline(record: JobRecord, packet: Packet) -> int:
     if group is not None and group.completed_at:
         return group.closes_at
     return jobs.deadline(record.params, packet)
-
-
-def _shape(payload: SubmitJob, index: int) -> tuple[int, int, int]:
-    pair = payload.packets[index]
-    left, right = payload.lefts[pair.left], payload.rights[pair.right]
-    return left.rows, left.cols, right.cols
 
 
 def _last(found: Iterable[tuple[int, Event]], kind: type[E]) -> tuple[int, E] | None:

@@ -19,7 +19,8 @@ import numpy as np
 from aiohttp import StreamReader, hdrs, web
 from msgspec import Struct
 
-from consensus.params import MAX_DIMENSION, MAX_TENSOR_BYTES, TILE_SIDE
+from consensus.params import MAX_TENSOR_BYTES
+from consensus.shape import MAX_DIMENSION, TILE_SIDE
 from consensus.tensor import COLUMNS, INT8, ROWS, Matrix, Tensor, TensorSpec, in_operand_range
 from node.rpc.context import Context, refusals
 from node.rpc.jsonrpc import INVALID_PARAMS, INVALID_REQUEST, LIMIT, NOT_FOUND, REJECTED, TIMEOUT, RpcError

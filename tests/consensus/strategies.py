@@ -35,6 +35,8 @@ def _of(info: inspect.Type) -> st.SearchStrategy[object]:
             return st.booleans()
         case inspect.LiteralType():
             return st.sampled_from(info.values)
+        case inspect.EnumType():
+            return st.sampled_from(list(info.cls))
         case inspect.NoneType():
             return st.none()
         case inspect.Metadata():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from consensus import params
+from consensus import params, shape
 from consensus.codec import MAX_AMOUNT, encode
 from consensus.crypto import H
 from consensus.params import TILE, Allocation, ChainParams
@@ -46,8 +46,8 @@ def test_devnet_and_mainnet_as_agreed() -> None:
 def test_limits_as_agreed() -> None:
     assert params.MAX_TX_BYTES == 131_072
     assert params.MAX_BODY_BYTES == 1_048_576
-    assert params.MAX_TENSOR_BYTES == params.MAX_UNIT_BYTES == 33_554_432
-    assert params.MAX_DIMENSION == 4_096
+    assert params.MAX_TENSOR_BYTES == shape.MAX_UNIT_BYTES == 33_554_432
+    assert shape.MAX_DIMENSION == 4_096
     assert params.MAX_TARGET == 2**254 - 1
     assert params.MAX_MEMO_BYTES == 256
 

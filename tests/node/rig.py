@@ -89,8 +89,7 @@ class Rig:
 
     async def seal(self, candidate: Candidate) -> Block:
         """Evaluate an idle candidate whose tile wins (as the builders' rules make sure), and keep its product."""
-        m, n, k = candidate.shape
-        evaluation = work.evaluate_idle(candidate.seed, m, n, k)
+        evaluation = work.evaluate_idle(candidate.seed, candidate.shape)
         assert evaluation is not None
         assert evaluation.states is not None
         product = Tensor(evaluation.product)

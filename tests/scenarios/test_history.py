@@ -16,8 +16,9 @@ from consensus.codec import MAX_AMOUNT, encode
 from consensus.difficulty import block_work
 from consensus.errors import BadProof, Reason
 from consensus.events import Answered, Dealt, Dropped, Missed
-from consensus.params import NOISED_BOUND, TILE
+from consensus.params import TILE
 from consensus.proofs import freivalds, merkle
+from consensus.shape import NOISED_BOUND, Shape
 from consensus.state import Overlay
 from consensus.tensor import COLUMNS, Tensor
 from consensus.transaction import Output, Transfer
@@ -87,7 +88,7 @@ def test_anybody_can_buy_the_work_and_it_wins_the_block() -> None:
 
 def test_noise_rank_is_that_of_the_tile_side_in_every_chunk() -> None:
     """With a lower rank, a miner of zero matrices would multiply thin factors instead."""
-    a2, b2 = work.idle_operands(bytes(range(32)), 128, 128, 1024)
+    a2, b2 = work.idle_operands(bytes(range(32)), Shape(128, 1024, 128))
     for c in range(0, 1024, 64):
         for block in (a2[:64, c : c + 64], a2[64:, c : c + 64], b2[c : c + 64, :64], b2[c : c + 64, 64:]):
             assert np.linalg.matrix_rank(block.astype(np.float64)) == 64
@@ -95,7 +96,7 @@ def test_noise_rank_is_that_of_the_tile_side_in_every_chunk() -> None:
 
 def test_noise_of_different_chunks_is_differently_permuted() -> None:
     """All chunks share one uniform block; were they equal, one product would serve them all."""
-    a2, _ = work.idle_operands(bytes(32), 64, 64, 512)
+    a2, _ = work.idle_operands(bytes(32), Shape(64, 512, 64))
     chunks = {a2[:, c : c + 64].tobytes() for c in range(0, 512, 64)}
     assert len(chunks) == 8
 
@@ -129,7 +130,7 @@ def test_nonces_after_the_product_do_not_exist() -> None:
     again = replace(core, nonce=b"\x07" * 8)
     products = []
     for seed in (core.seed, again.seed):
-        evaluation = work.evaluate_idle(seed, 64, 64, 4096)
+        evaluation = work.evaluate_idle(seed, Shape(64, 4096, 64))
         assert evaluation is not None
         products.append(evaluation.product)
     assert (products[0] == products[1]).mean() < 0.01

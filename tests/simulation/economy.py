@@ -19,7 +19,7 @@ import numpy as np
 from consensus import state
 from consensus.events import Event
 from consensus.params import TILE, Allocation
-from consensus.state import HELD, Packet
+from consensus.state import Packet, PacketStatus
 from consensus.transaction import Result, Transaction
 from tests.builders import GENESIS_TIME_MS, ChainBuilder, Int8, Job, Key, operand, regtest
 
@@ -136,7 +136,7 @@ class Economy:
 
     def held(self) -> list[tuple[bytes, Packet]]:
         """All packets that anybody holds."""
-        return [(identity, packet) for identity, packet in _packets(self.chain) if packet.status == HELD]
+        return [(identity, packet) for identity, packet in _packets(self.chain) if packet.status == PacketStatus.HELD]
 
     def is_owners(self, packet: Packet) -> bool:
         """Whether the packet belongs to a job of the adversary."""

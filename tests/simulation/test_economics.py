@@ -11,13 +11,13 @@ from consensus.errors import Reason
 from consensus.events import Answered, Missed
 from consensus.params import MAX_TARGET
 from consensus.rules import jobs
-from consensus.transaction import macs
+from consensus.shape import Shape
 from tests.builders import ALICE, DAVE, ERIN, FRANK, operand, worker_chain
 from tests.simulation.economy import MARKET_PRICE, SIDE, Economy, Strategy, advantage, asking_price, compare
 from tests.simulation.strategies import LIMITS, LOSING, Case, Purchase, SelfDealing, Withholding
 
 SHARES = (0.05, 0.25, 0.5, 0.9)
-FEE = -(-MARKET_PRICE * macs(SIDE, SIDE, SIDE) // jobs.MACS_PER_PRICE)
+FEE = -(-MARKET_PRICE * Shape(SIDE, SIDE, SIDE).macs // jobs.MACS_PER_PRICE)
 CENSORING, OWN_FIRST, UNDERCUTTING = LIMITS
 
 

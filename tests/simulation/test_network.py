@@ -40,7 +40,9 @@ def product_of(node: SimulatedNode, job: Job) -> Int32:
 
 def completed(node: SimulatedNode, job: Job) -> bool:
     """Whether the job closed because its threshold was reached."""
-    return any(isinstance(e, events.Closed) and e.why == events.COMPLETED for _, e in node.chain.job_events(job.id))
+    return any(
+        isinstance(e, events.Closed) and e.why == events.Ending.COMPLETED for _, e in node.chain.job_events(job.id)
+    )
 
 
 def check_supply(node: SimulatedNode) -> None:

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from consensus import params
-from consensus.params import MAX_UNIT_BYTES, TILE, Allocation, ChainParams
+from consensus.params import TILE, Allocation, ChainParams
+from consensus.shape import MAX_UNIT_BYTES
 from consensus.transaction import RegisterWorker
 from node import genesis
 from node.config import Config, Mining, P2p, Rpc

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from consensus.errors import ConsensusError
 from consensus.rules import jobs
+from consensus.shape import Shape
 from consensus.transaction import SubmitJob, decode_transaction
 from wallet.accounts.keys import SigningKey
 from wallet.client.gateway import Gateway, check_job_id, together
@@ -93,7 +94,7 @@ class Client:
         terms, params = Terms(price, packets, expiry_blocks, memory_bound), self.network.params
         blocks = life_blocks(params, terms)
         workers, info = await asyncio.gather(self.gateway.workers(), self.gateway.info())
-        deal = find_deal(params, workers, left.shape[0], left.shape[1], right.shape[1], terms)
+        deal = find_deal(params, workers, Shape(left.shape[0], left.shape[1], right.shape[1]), terms)
         slices = await asyncio.to_thread(cut, left, right, deal.grid)
         return make_offer(params, slices, deal.price, blocks, info.height)
 
@@ -150,7 +151,7 @@ class Client:
         left, right = await asyncio.to_thread(_checked, x, w)
         wanted = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
         found = await together(partial(self._find, identity) for identity in wanted)
-        grid = _grid_of([payload for _, payload in found], left.shape[0], left.shape[1], right.shape[1])
+        grid = _grid_of([payload for _, payload in found], Shape(left.shape[0], left.shape[1], right.shape[1]))
         slices = await asyncio.to_thread(cut, left, right, grid)
         job = Job(self._purse, self._key, slices)
         covered: set[int] = set()
@@ -299,16 +300,12 @@ def _checked(x: npt.ArrayLike, w: npt.ArrayLike) -> tuple[Int8Matrix, Int8Matrix
     return left, right
 
 
-def _grid_of(payloads: Sequence[SubmitJob], m: int, k: int, n: int) -> Grid:
-    """The grid that X (m, k) times W (k, n) was cut by: its first slices, the largest, are whole steps."""
-    return Grid(
-        m,
-        k,
-        n,
-        row_step=max(left.rows for payload in payloads for left in payload.lefts),
-        inner_step=max(left.cols for payload in payloads for left in payload.lefts),
-        col_step=max(right.cols for payload in payloads for right in payload.rights),
-    )
+def _grid_of(payloads: Sequence[SubmitJob], shape: Shape) -> Grid:
+    """The grid that a product of `shape` was cut by: its first slices, the largest, are whole steps."""
+    lefts = [left for payload in payloads for left in payload.lefts]
+    rights = [right for payload in payloads for right in payload.rights]
+    step = Shape(max(left.rows for left in lefts), max(left.cols for left in lefts), max(r.cols for r in rights))
+    return Grid(shape, step)
 
 
 def _packets_of(payload: SubmitJob, slices: Slices) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from consensus.proofs import freivalds
 from consensus.rules.jobs import escrow_of, job_fees
-from consensus.transaction import CancelJob, SubmitJob, packet_id
+from consensus.transaction import CancelJob, SubmitJob, packet_id_of
 from wallet.accounts.keys import SigningKey
 from wallet.client.gateway import Gateway, together
 from wallet.client.offers import Offer, make_offer
@@ -299,7 +299,7 @@ class Job:
         """Fetch a packet's product and verify it."""
         assert answer.product is not None
         packet = self.slices.packets[index]
-        rows, cols, _ = self.slices.shape(packet)
+        rows, _, cols = self.slices.shape(packet)
         product = await self._gateway.tensor(answer.product, np.int32, rows, cols)
         if product is None:
             since = self._unserved.setdefault(index, time.monotonic())
@@ -342,7 +342,7 @@ class Job:
             (group.packets.index(packets[0]), group) for group in self._groups if packets[0] in group.packets
         )
         try:
-            story = await self._gateway.explain(packet_id(group.sent.txid, position).hex(), group.id)
+            story = await self._gateway.explain(packet_id_of(group.sent.txid, position).hex(), group.id)
             why = f"Of the first: {story.verdict}"
         except RpcError:
             why = "The node does not say why."
@@ -370,7 +370,7 @@ async def explain(gateway: Gateway, job: str) -> list[Explanation]:
     view = await gateway.job(job)
     if view is None:
         raise unknown_job(job)
-    packets = (packet_id(bytes.fromhex(job), index).hex() for index in range(view.packets))
+    packets = (packet_id_of(bytes.fromhex(job), index).hex() for index in range(view.packets))
     return await together(partial(gateway.explain, packet, job) for packet in packets)
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from consensus.params import OPERAND_BOUND
+from consensus.shape import OPERAND_BOUND
 from wallet.errors import ExitCode, WalletError
 from wallet.models.quantised import Int8Matrix
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from consensus.params import MAX_UNIT_BYTES, ChainParams
+from consensus.params import ChainParams
 from consensus.rules import jobs
-from consensus.transaction import Operand, Pair, SubmitJob, macs
+from consensus.shape import MAX_UNIT_BYTES, Shape
+from consensus.transaction import Operand, Pair, SubmitJob
 from wallet.client.slicing import Grid, Slices, choose_grid, into_jobs, padded
 from wallet.client.views import WorkerView
 from wallet.errors import ExitCode, WalletError
@@ -62,8 +64,8 @@ class Deal:
     grid: Grid
 
 
-def find_deal(params: ChainParams, workers: Sequence[WorkerView], m: int, k: int, n: int, terms: Terms) -> Deal:
-    """Complete `terms` for X (m, k) times W (k, n): what suits the workers behind half of the slots or more.
+def find_deal(params: ChainParams, workers: Sequence[WorkerView], shape: Shape, terms: Terms) -> Deal:
+    """Complete `terms` for X (m, k) times W (k, n) of `shape`: what suits the workers behind half of the slots or more.
 
     Raises `WalletError`: price-too-low, no-worker (nobody active), no-able-worker, and those of `choose_grid`.
     """
@@ -78,8 +80,8 @@ def find_deal(params: ChainParams, workers: Sequence[WorkerView], m: int, k: int
     if bound is None:
         bound = min(MAX_UNIT_BYTES, _median([(worker.max_unit_bytes, worker.slots) for worker in serving]))
     slots = sum(worker.slots for worker in serving)
-    packets = min(slots, worthwhile_packets(m, k, n)) if terms.packets is None else terms.packets
-    grid = choose_grid(m, k, n, bound, packets)
+    packets = min(slots, worthwhile_packets(shape)) if terms.packets is None else terms.packets
+    grid = choose_grid(shape, bound, packets)
     roomy = [worker for worker in serving if worker.max_unit_bytes >= grid.unit_bytes]
     if not roomy:
         most = max(worker.max_unit_bytes for worker in serving)
@@ -122,14 +124,14 @@ def make_offer(
     return Offer(slices, parts, price, blocks, escrow)
 
 
-def worthwhile_packets(m: int, k: int, n: int) -> int:
-    """Into how many packets X (m, k) times W (k, n) may be cut before they become too small to be worth it."""
-    return max(1, padded(m) * padded(k) * padded(n) // SMALLEST_PACKET_MACS)
+def worthwhile_packets(shape: Shape) -> int:
+    """Into how many packets a product of `shape` may be cut before they become too small to be worth it."""
+    return max(1, math.prod(map(padded, shape)) // SMALLEST_PACKET_MACS)
 
 
 def total_macs(slices: Slices) -> int:
     """Multiply-accumulates that the packets are priced by."""
-    return sum(macs(*slices.shape(packet)) for packet in slices.packets)
+    return sum(slices.shape(packet).macs for packet in slices.packets)
 
 
 def _payload(slices: Slices, packets: Sequence[int], price: int, expiry: int) -> SubmitJob:

@@ -263,7 +263,7 @@ async def _header_above(gateway: Gateway, network: Network, height: int, tell: T
         core = header.core
         if (core.height, core.chain_id) != (height + 1, network.params.chain_id) or header.proof is None:
             raise _unproved("the node gave a header of another place")
-        _, _, k = unit_shape(network.params, core.unit)
+        k = unit_shape(network.params, core.unit).k
         if not work.wins(header.ticket, core.target_int, k):
             raise _unproved("the header's ticket does not win its target")
         if isinstance(core.unit, Idle):  # a packet's tile takes the strips of its operands

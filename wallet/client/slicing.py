@@ -8,28 +8,20 @@ in int64 and must fit int32 in the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from consensus.params import (
-    MAX_DIMENSION,
-    MAX_PACKETS,
-    MAX_TENSOR_BYTES,
-    MAX_TX_BYTES,
-    MAX_UNIT_BYTES,
-    OPERAND_BOUND,
-    TILE_SIDE,
-    ChainParams,
-)
+from consensus.params import MAX_PACKETS, MAX_TENSOR_BYTES, MAX_TX_BYTES, ChainParams
+from consensus.shape import MAX_DIMENSION, MAX_UNIT_BYTES, OPERAND_BOUND, TILE_SIDE, Shape
 from consensus.tensor import COLUMNS, Tensor
-from consensus.transaction import unit_bytes
 from wallet.errors import ExitCode, WalletError
 from wallet.models.quantised import INT32_MAX, Int8Matrix, Int32Matrix
 
-MIN_UNIT_BYTES = unit_bytes(TILE_SIDE, TILE_SIDE, TILE_SIDE)
+MIN_UNIT_BYTES = Shape(TILE_SIDE, TILE_SIDE, TILE_SIDE).unit_bytes
 """The least memory bound: one tile."""
 
 MAX_PRODUCT_PACKETS = 1 << 16
@@ -53,33 +45,23 @@ assert _ENVELOPE_BYTES + MAX_PACKETS * (2 * _OPERAND_ENTRY_BYTES + _PAIR_ENTRY_B
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """X (m, k) times W (k, n), cut every `row_step` rows, `inner_step` inner entries and `col_step` columns.
+    """X (m, k) times W (k, n) of `shape`, cut every `step.m` rows, `step.k` inner entries and `step.n` columns.
 
     Steps are multiples of 64, at most 4096.
     """
 
-    m: int
-    k: int
-    n: int
-    row_step: int
-    inner_step: int
-    col_step: int
+    shape: Shape
+    step: Shape
 
     @property
     def packets(self) -> int:
         """How many products that makes, equal slices not yet counted as one."""
-        sides = ((self.m, self.row_step), (self.k, self.inner_step), (self.n, self.col_step))
-        rows, inner, cols = (-(-size // step) for size, step in sides)
-        return rows * inner * cols
+        return math.prod(-(-size // step) for size, step in zip(self.shape, self.step, strict=True))
 
     @property
     def unit_bytes(self) -> int:
         """Bytes that the largest packet moves."""
-        return unit_bytes(*(min(padded(size), step) for size, step in self._sides))
-
-    @property
-    def _sides(self) -> tuple[tuple[int, int], ...]:
-        return (self.m, self.row_step), (self.n, self.col_step), (self.k, self.inner_step)
+        return Shape(*(min(padded(size), step) for size, step in zip(self.shape, self.step, strict=True))).unit_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +87,10 @@ class Slices:
     rights: tuple[Tensor, ...]
     packets: tuple[Packet, ...]
 
-    def shape(self, packet: Packet) -> tuple[int, int, int]:
-        """(m, n, k) of a packet, padded."""
+    def shape(self, packet: Packet) -> Shape:
+        """The shape of a packet, padded."""
         left, right = self.lefts[packet.left].spec, self.rights[packet.right].spec
-        return left.rows, right.cols, left.cols
+        return Shape(left.rows, left.cols, right.cols)
 
 
 def padded(size: int) -> int:
@@ -116,13 +98,13 @@ def padded(size: int) -> int:
     return -(-size // TILE_SIDE) * TILE_SIDE
 
 
-def choose_grid(m: int, k: int, n: int, memory_bound: int = MAX_UNIT_BYTES, packets: int = 1) -> Grid:
-    """The grid for X (m, k) times W (k, n) under `memory_bound` bytes a packet, with about `packets` packets.
+def choose_grid(shape: Shape, memory_bound: int = MAX_UNIT_BYTES, packets: int = 1) -> Grid:
+    """The grid for a product of `shape` under `memory_bound` bytes a packet, with about `packets` packets.
 
     Among the grids whose number of packets is within a quarter of the nearest possible, the one that moves the fewest
     bytes. Raises `WalletError`: memory-bound, packets-invalid, too-many-packets.
     """
-    assert min(m, k, n) > 0
+    assert min(shape) > 0
     if not MIN_UNIT_BYTES <= memory_bound <= MAX_UNIT_BYTES:
         message = f"a memory bound of {memory_bound} bytes cannot be kept"
         fix = f"choose {MIN_UNIT_BYTES} to {MAX_UNIT_BYTES} bytes for each packet"
@@ -131,9 +113,9 @@ def choose_grid(m: int, k: int, n: int, memory_bound: int = MAX_UNIT_BYTES, pack
         fix = "ask for 1 or more, or leave it out"
         raise WalletError("packets-invalid", f"a product cannot be cut into {packets} packets", fix, ExitCode.USAGE)
     # Sides in tiles; one step for each number of parts, the smallest, since it makes the parts most equal.
-    tiles = [-(-size // TILE_SIDE) for size in (m, k, n)]
+    tiles = [-(-size // TILE_SIDE) for size in shape]
     steps = [_steps(count) for count in tiles]
-    row, inner, col = (s.reshape(shape) for s, shape in zip(steps, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True))
+    row, inner, col = (s.reshape(axes) for s, axes in zip(steps, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True))
     size = (row * inner + inner * col + 4 * row * col) * TILE_SIDE**2
     rows, inners, cols = (-(-count // s) for count, s in zip(tiles, (row, inner, col), strict=True))
     number = rows * inners * cols
@@ -142,8 +124,8 @@ def choose_grid(m: int, k: int, n: int, memory_bound: int = MAX_UNIT_BYTES, pack
     distance[size > memory_bound] = np.inf
     near = distance <= distance.min() + np.log(_NEAR)
     best = np.lexsort((distance.ravel(), np.where(near, moved, np.inf).ravel()))[0]
-    a, b, c = np.unravel_index(best, number.shape)
-    grid = Grid(m, k, n, *(int(s[i]) * TILE_SIDE for s, i in zip(steps, (a, b, c), strict=True)))
+    chosen = np.unravel_index(best, number.shape)
+    grid = Grid(shape, Shape(*(int(s[i]) * TILE_SIDE for s, i in zip(steps, chosen, strict=True))))
     if grid.packets > MAX_PRODUCT_PACKETS:
         message = f"that would be {grid.packets} packets, more than {MAX_PRODUCT_PACKETS}"
         raise WalletError("too-many-packets", message, "allow more memory for each, or cut the product yourself")
@@ -152,19 +134,13 @@ def choose_grid(m: int, k: int, n: int, memory_bound: int = MAX_UNIT_BYTES, pack
 
 def cut(x: Int8Matrix, w: Int8Matrix, grid: Grid) -> Slices:
     """The operands and packets of x (m, k) times w (k, n), entries in [−63, 63]. Hashes every byte: use a thread."""
-    assert (x.shape, w.shape) == ((grid.m, grid.k), (grid.k, grid.n))
-    row_starts, inner_starts = range(0, grid.m, grid.row_step), range(0, grid.k, grid.inner_step)
-    col_starts = range(0, grid.n, grid.col_step)
+    (m, k, n), step = grid.shape, grid.step
+    assert (x.shape, w.shape) == ((m, k), (k, n))
+    row_starts, inner_starts, col_starts = range(0, m, step.m), range(0, k, step.k), range(0, n, step.n)
     lefts, rights = _Distinct(), _Distinct()
-    left_at = {
-        (i, c): lefts.add(Tensor(_piece(x, i, grid.row_step, c, grid.inner_step)))
-        for i in row_starts
-        for c in inner_starts
-    }
+    left_at = {(i, c): lefts.add(Tensor(_piece(x, i, step.m, c, step.k))) for i in row_starts for c in inner_starts}
     right_at = {
-        (c, j): rights.add(Tensor(_piece(w, c, grid.inner_step, j, grid.col_step), COLUMNS))
-        for c in inner_starts
-        for j in col_starts
+        (c, j): rights.add(Tensor(_piece(w, c, step.k, j, step.n), COLUMNS)) for c in inner_starts for j in col_starts
     }
     places: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for i in row_starts:
@@ -187,9 +163,11 @@ def into_jobs(slices: Slices, params: ChainParams, wanted: Sequence[int]) -> lis
     operand_bytes = gas = 0
     for index in wanted:
         packet = slices.packets[index]
-        m, n, k = slices.shape(packet)
-        product_gas = params.gas.tensor_byte * 4 * m * n + params.gas.packet + params.gas.byte * _PAIR_ENTRY_BYTES
-        new = [m * k] * (packet.left not in lefts) + [k * n] * (packet.right not in rights)
+        shape = slices.shape(packet)
+        left_bytes, right_bytes = shape.m * shape.k, shape.k * shape.n
+        product_gas = params.gas.tensor_byte * shape.product_bytes
+        product_gas += params.gas.packet + params.gas.byte * _PAIR_ENTRY_BYTES
+        new = [left_bytes] * (packet.left not in lefts) + [right_bytes] * (packet.right not in rights)
         added_gas = product_gas + _operand_gas(params, new)
         full = (
             not jobs
@@ -200,7 +178,7 @@ def into_jobs(slices: Slices, params: ChainParams, wanted: Sequence[int]) -> lis
         if full:
             jobs.append([])
             lefts, rights = set(), set()
-            new = [m * k, k * n]
+            new = [left_bytes, right_bytes]
             operand_bytes, gas = 0, params.gas.transaction + params.gas.byte * _ENVELOPE_BYTES
             added_gas = product_gas + _operand_gas(params, new)
         jobs[-1].append(index)
@@ -217,10 +195,10 @@ def assemble(slices: Slices, products: Sequence[Int32Matrix]) -> Int32Matrix:
     Raises `WalletError` (sum-too-large) if an entry does not fit int32.
     """
     grid = slices.grid
-    total: npt.NDArray[np.int64] = np.zeros((grid.m, grid.n), np.int64)
+    total: npt.NDArray[np.int64] = np.zeros((grid.shape.m, grid.shape.n), np.int64)
     for packet, product in zip(slices.packets, products, strict=True):
         for i, j in packet.places:
-            part = total[i : i + grid.row_step, j : j + grid.col_step]
+            part = total[i : i + grid.step.m, j : j + grid.step.n]
             part += product[: part.shape[0], : part.shape[1]]
     if total.max() > INT32_MAX or total.min() < -INT32_MAX - 1:
         raise _too_large(int(np.abs(total).max()))

@@ -25,7 +25,7 @@ from consensus.block import MAX_HEADER_BYTES, HeaderCore, Idle, PacketUnit, unit
 from consensus.codec import decode, encode
 from consensus.errors import ConsensusError
 from consensus.tensor import COLUMNS, ROWS, Tensor, left_spec, right_spec
-from consensus.transaction import Result, ResultBody, macs
+from consensus.transaction import Result, ResultBody
 from wallet.accounts.keys import PRIVATE_KEY_BYTES, SigningKey
 from wallet.client.gateway import Gateway
 from wallet.client.rpc import RpcError
@@ -151,22 +151,22 @@ class OutsideMiner:
         params = {"miner": network.address_text(self._key.address)}
         offer: UnitOffer = await self._gateway.ask("work_getUnit", params, result=UnitOffer)
         core = self._checked_core(offer)
-        m, n, k = unit_shape(network.params, core.unit)
+        shape = unit_shape(network.params, core.unit)
         interrupted = partial(self._is_stale, core)
         begin = time.monotonic()
         if isinstance(core.unit, Idle):
-            evaluation = await asyncio.to_thread(work.evaluate_idle, core.seed, m, n, k, self._threads, interrupted)
+            evaluation = await asyncio.to_thread(work.evaluate_idle, core.seed, shape, self._threads, interrupted)
             if evaluation is not None:
-                self._count(macs(m, n, k), begin)
+                self._count(shape.macs, begin)
                 self.statistics.idle_units += 1
-                await self._win(core, offer, evaluation, k)
+                await self._win(core, offer, evaluation, shape.k)
             await self._rest(time.monotonic() - begin)
             return
         a, b = await self._operands(core.unit)
         evaluation = await asyncio.to_thread(work.evaluate, core.seed, a, b, self._threads, interrupted)
-        self._count(macs(m, n, k), begin)
+        self._count(shape.macs, begin)
         self.statistics.packet_units += 1
-        if not await self._win(core, offer, evaluation, k):
+        if not await self._win(core, offer, evaluation, shape.k):
             await self._answer(network, core.unit, evaluation)
 
     def _checked_core(self, offer: UnitOffer) -> HeaderCore:

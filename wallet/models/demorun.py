@@ -18,7 +18,8 @@ from msgspec import Struct
 from consensus.block import PacketUnit, decode_header
 from consensus.errors import ConsensusError
 from consensus.proofs import freivalds
-from consensus.transaction import packet_id
+from consensus.shape import Shape
+from consensus.transaction import packet_id_of
 from wallet.accounts.amounts import format_tile
 from wallet.client.client import Client
 from wallet.client.job import Job
@@ -83,7 +84,7 @@ async def run(client: Client, demo: Demo, packets: int, price: int | None, tell:
 
     async def buy(x: Int8Matrix, w: Int8Matrix) -> Int32Matrix:
         started = time.monotonic()
-        count = min(packets, worthwhile_packets(x.shape[0], x.shape[1], w.shape[1]))
+        count = min(packets, worthwhile_packets(Shape(x.shape[0], x.shape[1], w.shape[1])))
         job = await client.submit(x, w, packets=count, price=price, attempts=3)
         jobs.append(job)
         count = len(job.slices.packets)
@@ -155,9 +156,9 @@ def told(report: Report) -> str:
 def _layer_report(job: Job, seconds: float) -> LayerReport:
     grid, checks = job.slices.grid, job.checks
     return LayerReport(
-        rows=grid.m,
-        inner=grid.k,
-        cols=grid.n,
+        rows=grid.shape.m,
+        inner=grid.shape.k,
+        cols=grid.shape.n,
         jobs=job.ids,
         packets=len(job.slices.packets),
         macs=total_macs(job.slices),
@@ -186,7 +187,7 @@ def worker_pay(fee: int) -> int:
 async def _blocks_won(client: Client, jobs: list[Job]) -> tuple[int, ...]:
     """Heights of main-chain blocks whose unit is one of the jobs' packets, by their headers."""
     own = {
-        packet_id(bytes.fromhex(identity), index)
+        packet_id_of(bytes.fromhex(identity), index)
         for job in jobs
         for identity in job.ids
         for index in range(len(job.slices.packets))

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from consensus.params import OPERAND_BOUND
+from consensus.shape import OPERAND_BOUND
 from wallet.errors import ExitCode, WalletError
 
 Int8Matrix = npt.NDArray[np.int8]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from consensus import work
 from consensus.proofs import freivalds
 from consensus.proofs.freivalds import Challenge, fresh_challenge, verify
+from consensus.shape import Shape
 from consensus.work.features import has_kernels
 from consensus.work.unit import Int8, Int32
 
@@ -73,8 +74,8 @@ def test_the_bound_of_idle_units_leaves_no_gap_at_the_largest_sides(sign: int, n
 
 def test_an_idle_product_passes_with_its_own_bound_alone() -> None:
     seed = bytes(32)
-    a, b = work.idle_operands(seed, 256, 256, 2048)
-    idle = work.evaluate_idle(seed, 256, 256, 2048)
+    a, b = work.idle_operands(seed, Shape(256, 2048, 256))
+    idle = work.evaluate_idle(seed, Shape(256, 2048, 256))
     assert idle is not None
     assert verify(a, b, idle.product, bound=64)
     assert not verify(a, b, idle.product)  # some entry of the noise is −64

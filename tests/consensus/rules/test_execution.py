@@ -18,6 +18,7 @@ from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
 from consensus.events import Answered, Closed, Completed, Dealt, Missed, Opened
 from consensus.params import TILE
 from consensus.rules.execution import Execution
+from consensus.shape import Shape
 from consensus.state import EmptyState, Overlay
 from consensus.tensor import Tensor
 from consensus.transition import apply_block, genesis_transition
@@ -181,7 +182,7 @@ def test_two_winning_tiles_are_two_copies_of_one_block() -> None:
     first = chain.candidate()
     header = first.block.header
     assert header.proof is not None
-    evaluation = work.evaluate_idle(header.core.seed, 128, 128, 4096)
+    evaluation = work.evaluate_idle(header.core.seed, Shape(128, 4096, 128))
     assert evaluation is not None
     assert evaluation.states is not None
     tiles = list(work.winning_tiles(header.core.seed, evaluation.states, header.core.target_int, 4096))

@@ -10,9 +10,10 @@ from msgspec.structs import replace
 
 from consensus.codec import MAX_AMOUNT
 from consensus.errors import ConsensusError, MissingTensor, Reason
-from consensus.events import COMPLETED, EXPIRED, WITHDRAWN, Answered, Closed, Dropped, Missed
+from consensus.events import Answered, Closed, Dropped, Ending, Missed
 from consensus.params import TILE
 from consensus.rules import jobs
+from consensus.shape import Shape
 from consensus.state import CLOSINGS, DEADLINES, GROUPS, PACKETS, QUEUE
 from consensus.tensor import COLUMNS, Tensor
 from consensus.transaction import DIRECT, SEALED, Operand, Pair, SubmitJob
@@ -81,7 +82,7 @@ def leftovers(chain: ChainBuilder) -> int:
 )
 def test_a_fee_is_by_macs_with_the_recovery_rounded_up(price: int, shape: tuple[int, int, int], fee: int) -> None:
     m, n, k = shape
-    assert jobs.packet_fee(regtest(), price, m, n, k) == fee
+    assert jobs.packet_fee(regtest(), price, Shape(m, k, n)) == fee
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ def test_the_first_k_in_chain_order_are_paid_in_full_and_the_rest_a_quarter() ->
         (job.packets[0], FEE // 4),
         (job.packets[2], FEE // 4),
     ]
-    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 0, 4, COMPLETED)]
+    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 0, 4, Ending.COMPLETED)]
     assert leftovers(chain) == 0
 
 
@@ -269,7 +270,7 @@ def test_completion_leaves_grace_for_held_packets() -> None:
     assert events(chain, Answered)[0].fee == FEE // 4
     worker = next(w for w in (DAVE, ERIN, FRANK, GRACE) if chain.worker(w).seen < completed)
     assert events(chain, Dropped) == [Dropped(job.id, job.packets[3], worker.address)]
-    assert events(chain, Closed) == [Closed(job.id, ALICE.address, FEE // 4, 3, COMPLETED)]
+    assert events(chain, Closed) == [Closed(job.id, ALICE.address, FEE // 4, 3, Ending.COMPLETED)]
     record = chain.worker(worker)
     assert (record.bond, record.slots, record.missed) == (100 * TILE, (), 0), "dropped is not missed"
     assert leftovers(chain) == 0
@@ -279,7 +280,7 @@ def test_a_group_closes_as_soon_as_nothing_is_held() -> None:
     chain, job = opened(threshold=2)
     chain.mine(results=[chain.result(job.packets[i]) for i in (0, 1)])
     chain.mine(results=[chain.result(job.packets[i]) for i in (2, 3)])
-    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 0, 4, COMPLETED)]
+    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 0, 4, Ending.COMPLETED)]
 
 
 def test_completion_withdraws_what_is_queued_and_returns_its_escrow() -> None:
@@ -427,7 +428,7 @@ def test_expiry_returns_the_escrow() -> None:
     assert chain.group(job) is not None
     chain.mine()
     assert chain.height == 30
-    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 4 * FEE, 0, EXPIRED)]
+    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 4 * FEE, 0, Ending.EXPIRED)]
     assert chain.balance(ALICE) == FUNDS - node.transition.receipts[0].fee
     assert leftovers(chain) == 0
 
@@ -448,7 +449,7 @@ def test_cancelling_withdraws_what_nobody_holds_at_once() -> None:
     chain.mine([job.transaction])
     before = chain.balance(ALICE)
     node = chain.mine([chain.cancel(ALICE, job)])
-    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 4 * FEE, 0, WITHDRAWN)]
+    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 4 * FEE, 0, Ending.CANCELLED)]
     assert chain.balance(ALICE) == before + 4 * FEE - node.transition.receipts[0].fee
     assert leftovers(chain) == 0
 
@@ -463,7 +464,7 @@ def test_cancelling_leaves_held_packets_their_window_and_their_pay() -> None:
     assert events(chain, Answered)[0].fee == FEE
     assert chain.group(job) is not None
     chain.mine(results=[chain.result(held[1])])
-    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 2 * FEE, 2, WITHDRAWN)]
+    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 2 * FEE, 2, Ending.CANCELLED)]
     assert leftovers(chain) == 0
 
 
@@ -471,7 +472,7 @@ def test_a_cancelled_groups_missed_packets_are_fined_but_not_queued_again() -> N
     chain, job = opened(workers=(DAVE, ERIN))
     chain.mine([chain.cancel(ALICE, job)], count=WINDOW)
     assert len(events(chain, Missed)) == 2
-    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 4 * FEE, 0, WITHDRAWN)]
+    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 4 * FEE, 0, Ending.CANCELLED)]
     assert chain.worker(DAVE).bond == 75 * TILE
     assert leftovers(chain) == 0
 
@@ -483,7 +484,7 @@ def test_a_cancelled_group_still_completes_at_its_threshold() -> None:
     chain.mine(results=[chain.result(held[0])])
     chain.mine(results=[chain.result(held[1])])
     assert events(chain, Answered)[0].fee == FEE // 4
-    assert events(chain, Closed)[0].why == COMPLETED
+    assert events(chain, Closed)[0].why == Ending.COMPLETED
 
 
 def test_who_may_cancel_what() -> None:

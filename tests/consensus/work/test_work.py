@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from consensus import work
 from consensus.crypto import H
+from consensus.shape import Shape
 from consensus.work import engine, portable, reference
 from consensus.work.features import has_kernels
 from consensus.work.noise import left_noise, right_noise
@@ -122,7 +123,7 @@ def test_one_operand_is_zero(implementation: engine.Implementation) -> None:
 def test_idle_units(implementation: engine.Implementation, shape: tuple[int, int, int]) -> None:
     m, k, n = shape
     product, states = reference.transcript(*reference.noised(SEED, full(m, k, 0), full(k, n, 0)))
-    idle = implementation.evaluate_idle(SEED, m, n, k, 1, None)
+    idle = implementation.evaluate_idle(SEED, Shape(m, k, n), 1, None)
     assert idle is not None
     assert idle.states is not None
     assert np.array_equal(idle.product, product)
@@ -168,7 +169,7 @@ def test_idle_kernel_does_not_overflow_on_the_largest_noise(
     monkeypatch.setattr(fast, "left_noise", lambda _seed, m: full(m, 64, left))
     monkeypatch.setattr(fast, "right_noise", lambda _seed, n: full(64, n, right))
     a2, b2 = fast.noised(SEED, full(64, 128, 0), full(128, 64, 0))
-    idle = fast.evaluate_idle(SEED, 64, 64, 128, 1, None)
+    idle = fast.evaluate_idle(SEED, Shape(64, 128, 64), 1, None)
     assert idle is not None
     assert np.array_equal(idle.product, true_product(a2, b2))
 
@@ -178,7 +179,7 @@ def test_idle_kernel_does_not_overflow_on_the_largest_noise(
 
 def test_zero_operands_take_the_idle_path_and_have_a_zero_product() -> None:
     a, b = full(128, 192, 0), full(192, 64, 0)
-    evaluation, idle = work.evaluate(SEED, a, b), work.evaluate_idle(SEED, 128, 64, 192)
+    evaluation, idle = work.evaluate(SEED, a, b), work.evaluate_idle(SEED, Shape(128, 192, 64))
     assert idle is not None
     assert idle.states is not None
     assert evaluation.states is not None
@@ -187,8 +188,8 @@ def test_zero_operands_take_the_idle_path_and_have_a_zero_product() -> None:
 
 
 def test_idle_operands_multiply_to_the_idle_product() -> None:
-    a2, b2 = work.idle_operands(SEED, 64, 128, 192)
-    idle = work.evaluate_idle(SEED, 64, 128, 192)
+    a2, b2 = work.idle_operands(SEED, Shape(64, 192, 128))
+    idle = work.evaluate_idle(SEED, Shape(64, 192, 128))
     assert idle is not None
     assert np.array_equal(idle.product, true_product(a2, b2))
 
@@ -274,8 +275,8 @@ def test_an_interrupted_packet_has_its_product_and_no_states(
 
 @each_implementation
 def test_an_interrupted_idle_unit_is_dropped(implementation: engine.Implementation) -> None:
-    assert implementation.evaluate_idle(SEED, 320, 64, 64, 1, after(2)) is None
-    assert implementation.evaluate_idle(SEED, 320, 64, 64, 1, after(100)) is not None
+    assert implementation.evaluate_idle(SEED, Shape(320, 64, 64), 1, after(2)) is None
+    assert implementation.evaluate_idle(SEED, Shape(320, 64, 64), 1, after(100)) is not None
 
 
 def test_an_interrupted_packet_of_zeros_still_has_its_product() -> None:
@@ -373,8 +374,8 @@ def test_a_bad_seed_is_refused(seed: bytes) -> None:
     for call in (
         lambda: work.noised(seed, a, b),
         lambda: work.evaluate(seed, a, b),
-        lambda: work.evaluate_idle(seed, 64, 64, 64),
-        lambda: work.idle_operands(seed, 64, 64, 64),
+        lambda: work.evaluate_idle(seed, Shape(64, 64, 64)),
+        lambda: work.idle_operands(seed, Shape(64, 64, 64)),
         lambda: work.tile_state(seed, a, b, 0, 0),
         lambda: work.ticket(seed, 0, 0, np.zeros(16, np.uint32)),
         lambda: list(work.winning_tiles(seed, np.zeros((1, 1, 16), np.uint32), 1, 64)),
@@ -404,8 +405,8 @@ def test_other_bad_arguments_are_refused() -> None:
     for call in (
         lambda: work.evaluate(SEED, a, b, threads=0),
         lambda: work.multiply(a, b, threads=-1),
-        lambda: work.evaluate_idle(SEED, 64, 64, 65),
-        lambda: work.evaluate_idle(SEED, 64, 8192, 64),
+        lambda: work.evaluate_idle(SEED, Shape(64, 65, 64)),
+        lambda: work.evaluate_idle(SEED, Shape(64, 64, 8192)),
         lambda: work.ticket(SEED, 64, 0, state),
         lambda: work.ticket(SEED, 0, -1, state),
         lambda: work.ticket(SEED, 0, 0, state[:15]),

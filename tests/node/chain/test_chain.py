@@ -456,13 +456,13 @@ def other_copies(builder: ChainBuilder, core):  # type: ignore[no-untyped-def]  
     from consensus import work
     from consensus.block import Header, Proof
 
-    shape = (builder.params.idle_m, builder.params.idle_n, builder.params.idle_k)
-    evaluation = work.evaluate_idle(core.seed, *shape)
+    shape = builder.params.idle_shape
+    evaluation = work.evaluate_idle(core.seed, shape)
     proof = builder.tip.header.proof
     assert proof is not None
     return [
         Header(core, Proof(i, j, evaluation.states[i, j].astype("<u4").tobytes(), proof.product))
-        for i, j, _ in work.winning_tiles(core.seed, evaluation.states, core.target_int, shape[2])
+        for i, j, _ in work.winning_tiles(core.seed, evaluation.states, core.target_int, shape.k)
         if (i, j) != (proof.i, proof.j)
     ]
 

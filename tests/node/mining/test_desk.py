@@ -24,10 +24,10 @@ def desk_of(rig: Rig) -> WorkDesk:
 def work_idle(unit: WorkUnit) -> tuple[int, int, bytes, Tensor]:
     """What an outside miner brings: it knows nothing but the unit."""
     assert unit.seed == H("tw/work", unit.core)
-    evaluation = evaluate_idle(unit.seed, unit.m, unit.n, unit.k)
+    evaluation = evaluate_idle(unit.seed, unit.shape)
     assert evaluation is not None
     assert evaluation.states is not None
-    i, j, _ = next(winning_tiles(unit.seed, evaluation.states, unit.target, unit.k))
+    i, j, _ = next(winning_tiles(unit.seed, evaluation.states, unit.target, unit.shape.k))
     return i, j, evaluation.states[i, j].astype("<u4").tobytes(), Tensor(evaluation.product)
 
 
@@ -74,7 +74,7 @@ async def test_held_packets_come_once_per_tip_then_idle_units() -> None:
     assert b is not None
     evaluation = evaluate(first.seed, a.matrix, b.matrix)
     assert evaluation.states is not None
-    i, j, _ = next(winning_tiles(first.seed, evaluation.states, first.target, first.k))
+    i, j, _ = next(winning_tiles(first.seed, evaluation.states, first.target, first.shape.k))
     state = evaluation.states[i, j].astype("<u4").tobytes()
     await desk.submit(first.id, i, j, state, Tensor(evaluation.product))
     assert isinstance(rig.chain.tip.core.unit, PacketUnit)

@@ -13,6 +13,7 @@ from consensus.codec import encode
 from consensus.difficulty import median_time
 from consensus.errors import ConsensusError, Reason
 from consensus.params import MAX_BODY_BYTES, MAX_TENSOR_BYTES, TILE, GasSchedule
+from consensus.shape import Shape
 from consensus.state import PACKETS
 from consensus.tensor import Tensor
 from consensus.transaction import CancelJob, Output, Transfer
@@ -41,7 +42,7 @@ async def test_the_header_stands_on_the_tip() -> None:
     assert core.state_root == rig.builder.tip.transition.state_root
     assert core.miner == MINER.address
     assert (candidate.id, candidate.seed) == (core.id, core.seed)
-    assert candidate.shape == (64, 64, 4096)
+    assert candidate.shape == Shape(64, 4096, 64)
 
 
 @asynchronous
@@ -321,7 +322,7 @@ async def mine_something(rig: Rig, rng: random.Random, workers: tuple[Key, ...])
         assert b is not None
         evaluation = evaluate(candidate.seed, a.matrix, b.matrix)
         assert evaluation.states is not None
-        for i, j, _ in winning_tiles(candidate.seed, evaluation.states, candidate.core.target_int, candidate.shape[2]):
+        for i, j, _ in winning_tiles(candidate.seed, evaluation.states, candidate.core.target_int, candidate.shape.k):
             product = Tensor(evaluation.product)
             await rig.intake.tensor(product)
             sealed = rig.producer.seal(candidate, i, j, evaluation.states[i, j], product.commitment)

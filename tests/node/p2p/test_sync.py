@@ -13,6 +13,7 @@ from consensus import work
 from consensus.block import Header, Proof
 from consensus.codec import encode
 from consensus.crypto import H
+from consensus.shape import Shape
 from consensus.tensor import Tensor, product_spec
 from node.p2p.messages import (
     BodyBytes,
@@ -175,7 +176,7 @@ async def test_the_copy_of_the_parent_that_a_child_names_is_fetched() -> None:
         a.is_checked = b.is_checked = False  # the builder knows one copy of each header
         core, proof = block.header.core, block.header.proof
         assert proof is not None
-        evaluation = work.evaluate_idle(core.seed, 128, 64, 4096)
+        evaluation = work.evaluate_idle(core.seed, Shape(128, 4096, 64))
         assert evaluation is not None
         assert evaluation.states is not None
         state = evaluation.states[1, 0].astype("<u4").tobytes()

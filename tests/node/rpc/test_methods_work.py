@@ -10,6 +10,7 @@ import numpy as np
 from consensus import work
 from consensus.block import HeaderCore
 from consensus.codec import decode, encode
+from consensus.shape import Shape
 from consensus.tensor import Tensor
 from tests.builders import ALICE, DAVE, ERIN, MINER, exact
 from tests.node.rpc.world import World, small_job, with_workers
@@ -19,7 +20,7 @@ def solve(unit: Any, a: Any = None, b: Any = None) -> tuple[dict[str, Any], Tens
     """What `work_submit` wants for a unit that wins, and the product to upload."""
     seed, target = bytes.fromhex(unit["seed"]), int(unit["target"], 16)
     if a is None:
-        evaluation = work.evaluate_idle(seed, unit["m"], unit["n"], unit["k"])
+        evaluation = work.evaluate_idle(seed, Shape(unit["m"], unit["k"], unit["n"]))
         assert evaluation is not None
     else:
         evaluation = work.evaluate(seed, a, b)

@@ -18,7 +18,7 @@ import pytest
 from msgspec.structs import replace
 
 from consensus import params
-from consensus.params import MAX_UNIT_BYTES
+from consensus.shape import MAX_UNIT_BYTES, Shape
 from consensus.transition import genesis_transition
 from node.genesis import to_view
 from tests.wallet.network import ALICE, BOB, Running, key_of, register_worker, running_node
@@ -241,7 +241,7 @@ def test_jobs_that_do_not_exist_or_are_about_other_matrices(network: Running) ->
 def unwanted(client: Client, x: Int64, w: Int64, height: int, blocks: int = 12) -> Any:
     """An offer below the price of every worker."""
     left, right = x.astype(np.int8), w.astype(np.int8)
-    grid = choose_grid(left.shape[0], left.shape[1], right.shape[1], packets=2)
+    grid = choose_grid(Shape(left.shape[0], left.shape[1], right.shape[1]), packets=2)
     return make_offer(client.network.params, cut(left, right, grid), 1, blocks, height)
 
 
@@ -493,7 +493,7 @@ RULES = params.devnet(0)
 
 
 def deal(workers: list[WorkerView], **terms: Any) -> Any:
-    return find_deal(RULES, workers, 2048, 2048, 2048, Terms(**terms))
+    return find_deal(RULES, workers, Shape(2048, 2048, 2048), Terms(**terms))
 
 
 def test_the_price_is_what_half_of_the_slots_work_for() -> None:
@@ -507,8 +507,8 @@ def test_packets_fit_the_memory_of_half_of_the_slots_and_number_what_is_worthwhi
     assert deal([worker(4, memory=1 << 20), worker(5, memory=4 << 20)]).grid.unit_bytes <= 4 << 20
     assert deal([worker(6, memory=1 << 20), worker(5, memory=4 << 20)]).grid.unit_bytes <= 1 << 20
     assert 6 <= deal([worker(8)]).grid.packets <= 10
-    assert deal([worker(10_000)]).grid.packets <= 1.25 * worthwhile_packets(2048, 2048, 2048) == 160
-    assert worthwhile_packets(1, 1, 1) == 1
+    assert deal([worker(10_000)]).grid.packets <= 1.25 * worthwhile_packets(Shape(2048, 2048, 2048)) == 160
+    assert worthwhile_packets(Shape(1, 1, 1)) == 1
 
 
 def test_nobody_there_or_nobody_able_is_said_before_anything_is_paid() -> None:
@@ -525,7 +525,7 @@ def test_nobody_there_or_nobody_able_is_said_before_anything_is_paid() -> None:
 
 def test_offers_keep_the_order_of_packets_and_sum_their_escrow() -> None:
     x, w = (m.astype(np.int8) for m in matrices(200, 64, 200))
-    slices = cut(x, w, choose_grid(200, 64, 200, packets=4))
+    slices = cut(x, w, choose_grid(Shape(200, 64, 200), packets=4))
     offer = make_offer(RULES, slices, price=1000, blocks=100, height=7)
     (part,) = offer.parts
     assert part.payload.expiry == 107

@@ -8,9 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from consensus.codec import encode
-from consensus.params import MAX_DIMENSION, MAX_PACKETS, MAX_TENSOR_BYTES, MAX_TX_BYTES, MAX_UNIT_BYTES, devnet
+from consensus.params import MAX_PACKETS, MAX_TENSOR_BYTES, MAX_TX_BYTES, devnet
 from consensus.rules import jobs
-from consensus.transaction import Operand, Pair, SubmitJob, Transaction, TxBody, unit_bytes
+from consensus.shape import MAX_DIMENSION, MAX_UNIT_BYTES, Shape
+from consensus.transaction import Operand, Pair, SubmitJob, Transaction, TxBody
 from consensus.validation import intrinsic_gas
 from wallet.client import slicing
 from wallet.client.slicing import MIN_UNIT_BYTES, Slices, assemble, check_inner, choose_grid, cut, into_jobs
@@ -44,10 +45,10 @@ sides = st.one_of(st.sampled_from([1, 63, 64, 65, 127, 128, 129]), st.integers(1
 @example(m=1, k=400, n=1, bound=MIN_UNIT_BYTES, packets=100, seed=0)
 def test_what_was_cut_assembles_to_the_product(m: int, k: int, n: int, bound: int, packets: int, seed: int) -> None:
     x, w = operand(m, k, seed), operand(k, n, seed + 10)
-    grid = choose_grid(m, k, n, bound, packets)
+    grid = choose_grid(Shape(m, k, n), bound, packets)
     slices = cut(x, w, grid)
     assert len(slices.packets) == grid.packets
-    assert max(unit_bytes(*slices.shape(p)) for p in slices.packets) == grid.unit_bytes <= bound
+    assert max(slices.shape(p).unit_bytes for p in slices.packets) == grid.unit_bytes <= bound
     product = assemble(slices, bought(slices))
     assert product.dtype == np.int32
     assert np.array_equal(product, x.astype(np.int64) @ w.astype(np.int64))
@@ -59,46 +60,46 @@ def test_what_was_cut_assembles_to_the_product(m: int, k: int, n: int, bound: in
     bound=st.integers(20, 25), packets=st.integers(1, 2000),
 )  # fmt: skip
 def test_grids_keep_every_bound(m: int, k: int, n: int, bound: int, packets: int) -> None:
-    grid = choose_grid(m, k, n, 1 << bound, packets)
+    grid = choose_grid(Shape(m, k, n), 1 << bound, packets)
     assert grid.unit_bytes <= 1 << bound
-    for step in (grid.row_step, grid.inner_step, grid.col_step):
+    for step in grid.step:
         assert step % 64 == 0
         assert 64 <= step <= MAX_DIMENSION
 
 
 @pytest.mark.parametrize(("packets", "least", "most"), [(1, 1, 1), (16, 13, 20), (20, 16, 25), (60, 48, 75)])
 def test_the_number_of_packets_is_about_the_one_aimed_at(packets: int, least: int, most: int) -> None:
-    grid = choose_grid(2000, 784, 1024, packets=packets)
+    grid = choose_grid(Shape(2000, 784, 1024), packets=packets)
     assert least <= grid.packets <= most
     # The inner dimension is cut only where the memory bound asks for it: every cut moves another product.
-    assert grid.inner_step == 832
+    assert grid.step.k == 832
 
 
 def test_a_small_memory_bound_cuts_the_inner_dimension_too() -> None:
-    grid = choose_grid(1000, 4096, 1000, 256 << 10)
+    grid = choose_grid(Shape(1000, 4096, 1000), 256 << 10)
     assert grid.unit_bytes <= 256 << 10
-    assert grid.inner_step < 4096
+    assert grid.step.k < 4096
 
 
 @pytest.mark.parametrize("bound", [0, MIN_UNIT_BYTES - 1, MAX_UNIT_BYTES + 1])
 def test_a_memory_bound_that_no_packet_keeps_is_refused(bound: int) -> None:
     with pytest.raises(WalletError, match="memory bound") as caught:
-        choose_grid(64, 64, 64, bound)
+        choose_grid(Shape(64, 64, 64), bound)
     assert caught.value.exit_code == ExitCode.USAGE
 
 
 def test_no_packets_and_too_many_are_refused() -> None:
     with pytest.raises(WalletError, match="0 packets"):
-        choose_grid(64, 64, 64, packets=0)
+        choose_grid(Shape(64, 64, 64), packets=0)
     with pytest.raises(WalletError, match="more than") as caught:
-        choose_grid(100_000, 64, 100_000, MIN_UNIT_BYTES)
+        choose_grid(Shape(100_000, 64, 100_000), MIN_UNIT_BYTES)
     assert "memory" in caught.value.fix
 
 
 def test_equal_slices_are_sent_and_paid_once() -> None:
     block, w = operand(64, 64), operand(64, 64, 1)
     x = np.block([[block, block], [block, block]])
-    slices = cut(x, np.vstack([w, w]), choose_grid(128, 128, 64, MIN_UNIT_BYTES))
+    slices = cut(x, np.vstack([w, w]), choose_grid(Shape(128, 128, 64), MIN_UNIT_BYTES))
     assert (len(slices.lefts), len(slices.rights), len(slices.packets)) == (1, 1, 1)
     assert slices.packets[0].places == ((0, 0), (0, 0), (64, 0), (64, 0))
     assert np.array_equal(assemble(slices, bought(slices)), exact_product(x, np.vstack([w, w])))
@@ -110,7 +111,7 @@ def test_a_sum_beyond_int32_is_refused_before_and_after() -> None:
     check_inner(inner - 1)
     with pytest.raises(WalletError, match="beyond int32"):
         check_inner(inner)
-    slices = cut(x, w, choose_grid(1, inner, 1))
+    slices = cut(x, w, choose_grid(Shape(1, inner, 1)))
     with pytest.raises(WalletError, match="beyond int32") as caught:
         assemble(slices, bought(slices))
     assert (caught.value.code, caught.value.exit_code) == ("sum-too-large", ExitCode.USAGE)
@@ -144,20 +145,20 @@ def check_jobs(slices: Slices) -> list[list[int]]:
 
 
 def test_a_small_product_is_one_job() -> None:
-    assert len(check_jobs(cut(operand(200, 784), operand(784, 256), choose_grid(200, 784, 256, packets=8)))) == 1
+    assert len(check_jobs(cut(operand(200, 784), operand(784, 256), choose_grid(Shape(200, 784, 256), packets=8)))) == 1
 
 
 def test_products_beyond_a_limit_become_several_jobs() -> None:
     # Many packets: their number.
     x, w = operand(33 * 64, 64), operand(64, 32 * 64, 1)
-    parts = check_jobs(cut(x, w, choose_grid(33 * 64, 64, 32 * 64, MIN_UNIT_BYTES)))
+    parts = check_jobs(cut(x, w, choose_grid(Shape(33 * 64, 64, 32 * 64), MIN_UNIT_BYTES)))
     assert [len(part) for part in parts] == [MAX_PACKETS, 32]
     # Large products: their gas.
     x, w = operand(4096, 64), operand(64, 4096, 1)
-    assert len(check_jobs(cut(x, w, choose_grid(4096, 64, 4096, packets=4)))) == 4
+    assert len(check_jobs(cut(x, w, choose_grid(Shape(4096, 64, 4096), packets=4)))) == 4
     # Large operands: their bytes.
     x, w = operand(64, 8 * 4096), operand(8 * 4096, 1024, 1)
-    assert len(check_jobs(cut(x, w, choose_grid(64, 8 * 4096, 1024)))) == 2
+    assert len(check_jobs(cut(x, w, choose_grid(Shape(64, 8 * 4096, 1024))))) == 2
 
 
 def test_the_largest_job_fits_a_transaction() -> None:
