@@ -16,7 +16,7 @@ from tilework import payments
 from tilework.options import account_option, choose_account, keystore_option, network_option, password_option
 from tilework.output import CliError, Group, emit, notice
 from wallet.accounts.amounts import format_tile, parse_tile
-from wallet.accounts.files import create_private_file
+from wallet.accounts.files import write_secret
 from wallet.accounts.keys import (
     MAX_INDEX,
     PRIVATE_KEY_BYTES,
@@ -89,7 +89,7 @@ def new(
     mnemonic = new_mnemonic(int(words))
     key = account_key(mnemonic)
     if words_file is not None:
-        create_private_file(words_file, mnemonic.encode() + b"\n")
+        write_secret(words_file, mnemonic.encode() + b"\n")
     try:
         account = keystore.create(name, key, password, network, account_path(0), context.find_object(KdfParams))
     except BaseException:
@@ -242,7 +242,7 @@ def export(name: str, out: Path | None, password_file: Path | None, keystore: Ke
     if out is None:
         emit(_public(account) | {"private_key": private_key}, private_key)
     else:
-        create_private_file(out, private_key.encode() + b"\n")
+        write_secret(out, private_key.encode() + b"\n")
         emit(_public(account) | {"out": str(out)}, f"the private key of {name} is in {out}")
 
 

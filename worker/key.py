@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import stat
 from pathlib import Path
 
 import msgspec
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from consensus import crypto
 from consensus.transaction import Result, ResultBody, Transaction, TxBody
+from worker.files import OpenToOthers, create_private, read_private
 
 _VERSION = 1
 _SECRET_BYTES = 32
@@ -70,15 +70,13 @@ class WorkerKey:
     def load(cls, path: Path) -> WorkerKey:
         """The key in `path`; WorkerKeyError if it is missing, open to others, or no key file."""
         try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                data = file.read(_MAX_FILE_BYTES + 1)
+            data = read_private(path, _MAX_FILE_BYTES)
         except OSError as error:
             fix = "check the path; `tilework worker register`, or a node that mines, makes a new key there"
             raise WorkerKeyError(f"cannot read the worker key {path}: {error.strerror}", fix) from None
-        if stat.S_IMODE(status.st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
-            message = f"the worker key {path} is open to other users (mode {stat.S_IMODE(status.st_mode):04o})"
-            raise WorkerKeyError(message, f"run: chmod 600 {path}")
+        except OpenToOthers as error:
+            message = f"the worker key {path} is open to other users (mode {error.mode:04o})"
+            raise WorkerKeyError(message, f"run: chmod 600 {path}") from None
         try:
             if len(data) > _MAX_FILE_BYTES:
                 raise ValueError("too large")
@@ -106,23 +104,13 @@ class WorkerKey:
         """
         ed25519, x25519 = self._secrets
         data = msgspec.json.encode(_Stored(_VERSION, ed25519.hex(), x25519.hex())) + b"\n"
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-            os.link(temporary, path)  # as a rename, but it fails where there is a file
-            _sync_directory(path.parent)
+            create_private(path, data)
         except FileExistsError:
             raise
         except OSError as error:
             message = f"cannot write the worker key {path}: {error.strerror}"
             raise WorkerKeyError(message, "check the directory and the free space") from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
 
     def result(self, packet_id: bytes, product: bytes, genesis_hash: bytes) -> Result:
         """A signed claim that `product` (a commitment) is the packet's product."""
@@ -133,11 +121,3 @@ class WorkerKey:
         """Sign a transaction of the worker's own account: a registration, a payment of what it earned."""
         assert body.sender == self.public_key, "another account's transaction"
         return Transaction(body, self._signer.sign(body.signing_hash(genesis_hash)))
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

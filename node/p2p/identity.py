@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from consensus.crypto import H, is_strict_public_key
+from worker.files import OpenToOthers, create_private, read_private
 
 _FIRST_DAY = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 _NO_LAST_DAY = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
@@ -92,11 +93,9 @@ def load_or_create(path: Path) -> Identity:
     try:
         if not path.exists():
             _create(path)
-        if path.stat().st_mode & 0o077:
-            raise IdentityError(f"{path} can be read by other users: chmod 600 it")
-        with path.open("rb") as file:
-            data = file.read(_MAX_KEY_FILE_BYTES)
-        private = load_pem_private_key(data, None)
+        private = load_pem_private_key(read_private(path, _MAX_KEY_FILE_BYTES), None)
+    except OpenToOthers:
+        raise IdentityError(f"{path} can be read by other users: chmod 600 it") from None
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise IdentityError(f"{path} is no node key ({error}): restore it, or remove it for a new identity") from None
     if not isinstance(private, Ed25519PrivateKey):
@@ -122,17 +121,7 @@ def certificate_hash(certificate: bytes) -> bytes:
 
 
 def _create(path: Path) -> None:
-    """Write a new key beside `path`, then name it: a crash leaves no half key."""
+    """Write a new key; if another process was faster, its key stands."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(from_seed(os.urandom(32)).private_pem)
-            file.flush()
-            os.fsync(file.fileno())
-        # Not rename: if another process was faster, its key stands.
-        with contextlib.suppress(FileExistsError):
-            os.link(fresh, path)
-    finally:
-        fresh.unlink()
+    with contextlib.suppress(FileExistsError):
+        create_private(path, from_seed(os.urandom(32)).private_pem)

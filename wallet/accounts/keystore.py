@@ -14,7 +14,6 @@ import hmac
 import os
 import re
 import secrets
-import stat
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,10 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from consensus.address import NETWORK_PREFIXES, AddressError, encode_address, split_address
 from consensus.crypto import address_of
-from wallet.accounts.files import create_private_file
+from wallet.accounts.files import write_secret
 from wallet.accounts.keys import SigningKey
 from wallet.errors import ExitCode, WalletError
+from worker.files import OpenToOthers, read_private
 
 MAX_FILE_BYTES = 16 << 10
 MAX_MEMORY_KIB = 1 << 20
@@ -159,7 +159,7 @@ class Keystore:
         ciphertext = ChaCha20Poly1305(cipher_key).encrypt(nonce, key.private_key, msgspec.msgpack.encode(header))
         content = msgspec.json.encode(_File(header, check.hex(), ciphertext.hex()))
         file = self._file(name)
-        create_private_file(file, msgspec.json.format(content, indent=2) + b"\n")
+        write_secret(file, msgspec.json.format(content, indent=2) + b"\n")
         return _public_side(name, file, header)
 
     def unlock(self, name: str, password: str) -> SigningKey:
@@ -199,9 +199,7 @@ class Keystore:
     def _read(self, name: str) -> _File:
         file = self._file(name)
         try:
-            with open(file, "rb") as stream:
-                mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-                content = stream.read(MAX_FILE_BYTES + 1)
+            content = read_private(file, MAX_FILE_BYTES)
         except FileNotFoundError as error:
             message = f"there is no account {name!r} in {self.directory}"
             fix = "`tilework wallet list` shows the accounts; --dir or TILEWORK_WALLET_DIR chooses the directory"
@@ -209,9 +207,8 @@ class Keystore:
         except OSError as error:
             message = f"cannot read {file}: {error.strerror}"
             raise WalletError("keystore-unreadable", message, "check who owns the file, and its mode") from error
-        if mode & 0o077:
-            message = f"{file} has mode {mode:04o}: other users can reach it"
-            raise WalletError("keystore-mode", message, f"chmod 600 {file}")
+        except OpenToOthers as error:
+            raise WalletError("keystore-mode", f"{file} has {error}", f"chmod 600 {file}") from None
         if len(content) > MAX_FILE_BYTES:
             raise _damaged(file, f"it is larger than {MAX_FILE_BYTES} bytes")
         try:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consensus.address import encode_address
-from wallet.accounts.files import create_private_file
+from wallet.accounts.files import write_secret
 from wallet.accounts.keys import SigningKey
 from wallet.accounts.keystore import MAX_ITERATIONS, MAX_LANES, MAX_MEMORY_KIB, KdfParams, Keystore
 from wallet.errors import ExitCode, WalletError
@@ -235,14 +235,14 @@ def test_nothing_is_ever_overwritten(keystore: Keystore) -> None:
     other = SigningKey(b"\x02" * 32)
     assert refusal(lambda: keystore.create("alice", other, "pw", "devnet", "", LIGHT)).code == "account-exists"
     assert keystore.unlock("alice", PASSWORD).private_key == KEY.private_key
-    assert refusal(lambda: create_private_file(keystore.directory / "alice.json", b"")).code == "file-exists"
+    assert refusal(lambda: write_secret(keystore.directory / "alice.json", b"")).code == "file-exists"
     assert keystore.unlock("alice", PASSWORD).private_key == KEY.private_key
 
 
 def test_of_two_commands_at_once_only_one_gets_the_name(tmp_path: Path) -> None:
     def create(content: int) -> str:
         try:
-            create_private_file(tmp_path / "alice.json", bytes([content]))
+            write_secret(tmp_path / "alice.json", bytes([content]))
         except WalletError as error:
             return error.code
         return "written"
