@@ -46,10 +46,10 @@ def median_time(function: Callable[[], object], repeat: int) -> float:
 def interleaved_medians(
     functions: Mapping[str, Callable[[], object]], rounds: int, repeat: int = 1
 ) -> dict[str, float]:
-    """Median times in seconds of functions that take turns, so that a change of the machine's mood meets them all.
+    """Median times in seconds of functions that take turns, so that a busy moment slows them all alike.
 
-    rounds: how many turns each gets. repeat: calls in a turn, each timed; short functions need several, or what they
-    measure is the cache that the one before left them.
+    rounds: how many turns each gets. repeat: calls in a turn, each timed; short functions need several, or they
+    measure the cache that the one before left behind.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():

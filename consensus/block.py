@@ -78,7 +78,7 @@ class HeaderCore(Value, frozen=True):
 class Proof(Value, frozen=True):
     """The winning tile, its claimed state (16 × u32, little-endian) and the commitment of the completed product.
 
-    Outside the id: one core may have several winning tiles, and a bad proof condemns its copy alone.
+    Outside the id: one core may have several winning tiles, and a bad proof rules out only its own copy.
     """
 
     i: U32

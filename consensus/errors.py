@@ -2,7 +2,7 @@
 
 A rule violation is data: a code that never changes its meaning, what was seen and what the rule asks for. Whoever
 catches it (a peer's score, an RPC error, a log line) decides by the code, never by the text. A programmer's error is
-an assertion instead, and a tensor that has not arrived yet is `MissingTensor`: transient, it condemns nothing.
+an assertion instead, and a tensor that has not arrived yet is `MissingTensor`: transient, and nobody's fault.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ConsensusError(Exception):
 
 
 class BadProof(ConsensusError):
-    """The proof beside a header is false: it condemns that copy and its sender, never the id."""
+    """The proof beside a header is false: that copy and its sender are at fault, never the id."""
 
 
 class MissingTensor(Exception):

@@ -1,6 +1,6 @@
 """The state: typed tables over one flat, ordered map of bytes (docs/protocol.md, section 7).
 
-Keys are readable and ordered, so that consensus can walk a table ("the queue, dearest first"); the trie
+Keys are readable and ordered, so that consensus can walk a table ("the queue, highest price first"); the trie
 (`consensus.proofs.trie`) authenticates the same map by hashed keys and keeps its nodes beside it, under their paths.
 Whatever executes does so on an `Overlay`: the map below is never changed, and a refused block leaves no trace.
 """
@@ -128,7 +128,7 @@ class PacketStatus(IntEnum):
 
 
 class Packet(Value, frozen=True):
-    """One product to be made. `worker`, `slot` and `dealt_at` are meant while it is held."""
+    """One product to be made. `worker`, `slot` and `dealt_at` mean something only while it is held."""
 
     job: Hash
     index: U32
@@ -258,7 +258,7 @@ GROUPS = Table(b"g", Group, lambda group: group.escrow)
 LEDGER = Table(b"l", Ledger)
 PACKETS = Table(b"p", Packet)
 QUEUE = Table(b"q", Entry)
-"""(2⁶³ − 1 − price) ‖ job sequence ‖ packet index: dearest first, then oldest."""
+"""(2⁶³ − 1 − price) ‖ job sequence ‖ packet index: highest price first, then oldest."""
 REWARDS = Table(b"r", Reward, lambda reward: reward.amount)
 """height at whose end it is credited."""
 WORKERS = Table(b"w", Worker, lambda worker: worker.bond)

@@ -272,7 +272,7 @@ def _from_file(file: Path) -> dict[str, Any]:
                 hint = f"did you mean `{near[0]}`?" if near else "`tilework node init-config` shows every setting"
                 raise ConfigError(f"{file}: there is no setting `{place}`", hint)
             found = _convert(setting, raw, f"{file}: {place}", strict=True)
-            # A path in a file is meant from where the file is, wherever the node is started.
+            # A path in a file is relative to that file, wherever the node is started.
             values[place] = file.parent / found if setting.is_path else found
     return values
 

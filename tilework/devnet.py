@@ -126,7 +126,7 @@ def devnet() -> None:
 def up(layout: Layout, count: int, spacing: float | None, first_port: int, demo: bool, detach: bool) -> int:
     """Start the network: the one that was there before, or a new one.
 
-    Says "ready" once every node serves and its worker can be dealt packets. Then it shows how the network is until
+    Says "ready" once every node serves and its worker can be dealt packets. Then it shows the network's state until
     Ctrl-C stops all of it.
     """
     with _refusals():
@@ -143,7 +143,7 @@ def up(layout: Layout, count: int, spacing: float | None, first_port: int, demo:
 @devnet.command()
 @directory_option
 def status(layout: Layout) -> None:
-    """Show the nodes and how the network is."""
+    """Show the nodes and the state of the network."""
     with _refusals():
         record = layout.read()
         try:
@@ -161,8 +161,10 @@ def status(layout: Layout) -> None:
 @devnet.command()
 @directory_option
 @click.argument("node", type=click.IntRange(0, MAX_NODES - 1), required=False)
-@click.option("--lines", type=click.IntRange(0, 100_000), default=20, show_default=True, help="How many of each log.")
-@click.option("--follow", "-f", is_flag=True, help="Go on with what is added, until Ctrl-C.")
+@click.option(
+    "--lines", type=click.IntRange(0, 100_000), default=20, show_default=True, help="How many lines of each log."
+)
+@click.option("--follow", "-f", is_flag=True, help="Keep showing what is added, until Ctrl-C.")
 def logs(layout: Layout, node: int | None, lines: int, follow: bool) -> None:
     """Show the end of NODE's log, or of every node's."""
     with _refusals():

@@ -78,11 +78,15 @@ def job() -> None:
 @click.argument("w", type=click.Path(path_type=Path))
 @output_option
 @click.option("--price", type=click.IntRange(1), help="Grains per 2²⁰ multiplications [default: what workers ask].")
-@click.option("--packets", type=click.IntRange(1), help="About how many packets [default: one for each free hand].")
+@click.option("--packets", type=click.IntRange(1), help="About how many packets [default: one for each free slot].")
 @click.option("--memory", "memory_mib", type=click.FloatRange(0, 32, min_open=True), help="MiB of the largest packet.")
 @click.option("--expiry", "expiry_blocks", type=click.IntRange(1), metavar="BLOCKS", help="How long the offer stands.")
 @click.option(
-    "--attempts", type=click.IntRange(1, 100), default=1, show_default=True, help="How often to offer what nobody made."
+    "--attempts",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="How often to offer packets that nobody answered.",
 )
 @click.option("--wait/--no-wait", default=True, help="Wait for the product, or only submit.")
 @timeout_option
@@ -165,7 +169,7 @@ def submit(
 def result(jobs: str, x: Path, w: Path, output: Path, timeout_seconds: float | None, url: str) -> None:
     """Fetch the product of JOB, submitted earlier with the matrices in the files X and W.
 
-    A product that took several jobs needs them all, with commas between.
+    A product that took several jobs needs them all, separated by commas.
     """
     from wallet.client.client import Client
     from wallet.client.matrices import load_matrix
@@ -272,7 +276,7 @@ def cancel(
     password_file: Path | None,
     keystore: Keystore,
 ) -> None:
-    """Withdraw what nobody holds of JOB; packets that somebody holds may still be answered, and are then paid."""
+    """Withdraw the packets of JOB that nobody holds; those held may still be answered, and are then paid for."""
     from wallet.client.client import Client
 
     account = choose_account(keystore, account_name)

@@ -157,7 +157,7 @@ class _Status(Struct, frozen=True):
 @node.command()
 @rpc_option
 def status(url: str) -> None:
-    """Show how a running node is."""
+    """Show the state of a running node."""
     found = asyncio.run(_ask_status(url))
     info, chain = found.node, found.chain
     lag = f", syncing to {chain.best_header_height}" if chain.syncing else ""

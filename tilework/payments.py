@@ -78,7 +78,7 @@ timeout_option = click.option(
 def balance(address: str | None, verify: bool, url: str, account_name: str | None, keystore: Keystore) -> None:
     """Show what the account, or any ADDRESS, holds.
 
-    Mined rewards count once they have matured; money in escrow of a job counts once it returns.
+    Mined rewards count once they have matured; money in a job's escrow counts once it returns.
     """
     from wallet.client import payments
 
@@ -155,7 +155,7 @@ def pay(
     password_file: Path | None,
     keystore: Keystore,
 ) -> None:
-    """Fulfil the payment request URI, as `tilework wallet request` makes them."""
+    """Pay what a payment request asks for: a URI from `tilework wallet request`."""
     request = PaymentRequest.parse(uri)
     if (request.amount_grains is None) == (amount is None):
         fix = "say how much with --amount TILE" if amount is None else "leave out --amount, or use `wallet send`"
@@ -203,7 +203,7 @@ def watch(uri: str, confirmations: int, timeout_seconds: float, since: int | Non
 @click.command(cls=Command)
 @click.argument("address", required=False)
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Most entries.")
-@click.option("--before", type=click.IntRange(0), metavar="HEIGHT", help="Only what was below this height.")
+@click.option("--before", type=click.IntRange(0), metavar="HEIGHT", help="Only entries below this height.")
 @rpc_option
 @account_option
 @keystore_option

@@ -175,7 +175,7 @@ def list_(keystore: Keystore) -> None:
 @click.argument("name")
 @keystore_option
 def show(name: str, keystore: Keystore) -> None:
-    """Show what is public of account NAME; no password is needed."""
+    """Show the public side of account NAME; no password is needed."""
     account = keystore.account(name)
     emit(_public(account), _described(account))
 

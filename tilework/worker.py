@@ -93,7 +93,7 @@ def worker() -> None:
     be funded first: by payments to its address, or by mining idle units.
 
     \b
-    tilework worker status                the address to fund, and how it stands
+    tilework worker status                the address to fund, and the registration
     tilework worker register --packets 4
     """
 
@@ -102,7 +102,7 @@ def worker() -> None:
 @key_option
 @rpc_option
 @click.option("--packets", type=click.IntRange(1, 1024), default=4, show_default=True, help="Most packets at once.")
-@click.option("--bond", metavar="TILE", help="The whole bond. Default: what so many packets need.")
+@click.option("--bond", metavar="TILE", help="The whole bond. Default: what that many packets need.")
 @click.option(
     "--min-price", type=click.IntRange(0), default=0, show_default=True, help="Least pay, in grains per 2²⁰ MACs."
 )
@@ -117,7 +117,7 @@ def worker() -> None:
 def register(
     key_file: Path, url: str, packets: int, bond: str | None, min_price: int, max_unit_mib: int, wait: bool
 ) -> None:
-    """Register the worker, or change and refresh its registration. A bond that it has already counts.
+    """Register the worker, or change and refresh its registration. The bond that it already has counts.
 
     A key file that is missing is made, with a key of its own.
     """

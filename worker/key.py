@@ -1,4 +1,4 @@
-"""The key file of a mining node: the one secret that a node holds, for signing Results and for being sealed to.
+"""The key file of a mining node, the one secret that a node holds: it signs Results, and packets are sealed to it.
 
 A worker is an account, so whoever has this file can spend what the worker has earned: it is created with mode 0600,
 and a file that others could read is refused.

@@ -1,1 +1,1 @@
-"""What is believed without being recomputed or trusted: Freivalds' check of a product, Merkle paths, the state trie."""
+"""What convinces without being recomputed or trusted: Freivalds' check of a product, Merkle paths, the state trie."""

@@ -51,10 +51,10 @@ def verify(a: Any, b: Any, c: Any, bound: int = 63, challenge: Challenge | None 
     a: (m, k) int8, b: (k, n) int8, entries in [−bound, bound]; 64 for the noised operands of idle units.
     c: (m, n) int32, entries in [−bound²·k, bound²·k].
     Any other type, shape or entry makes the verdict False: nothing that a peer may send raises. Arrays may be
-    read-only and of any memory layout; the fastest is with contiguous rows.
+    read-only and of any memory layout; contiguous rows are fastest.
 
     challenge: (n, 2) int64 in [−2²⁹, 2²⁹), for tests. By default a fresh secret one, so that nobody can grind a product
-    against it. Raises ValueError for a bad bound or challenge: they are the caller's own.
+    against it. Raises ValueError for a bad bound or challenge: those come from the caller, not from a peer.
     """
     if not 1 <= bound <= 127:
         raise ValueError(f"bound = {bound}: expected 1 to 127")

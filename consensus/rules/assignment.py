@@ -64,7 +64,7 @@ def reward_per_packet(price: int, threshold: int, packets: int) -> int:
 
 def _examined(execution: Execution) -> list[tuple[bytes, Packet, Group]]:
     """The packets at the queue's head. Those too close to their expiry for a whole window leave the queue for good,
-    so that they do not stand before others."""
+    so that they do not block others."""
     found = []
     for _, entry in list(islice(QUEUE.scan(execution.state), execution.params.max_examined)):
         packet = PACKETS.get(execution.state, entry.packet_id)
@@ -110,7 +110,7 @@ def _held(execution: Execution) -> list[tuple[bytes, bytes, int]]:
 def _first_able(
     free: list[FreeSlot], packet: Packet, group: Group, holders: set[tuple[bytes, bytes]]
 ) -> FreeSlot | None:
-    """The first free slot of a worker that is able and, as `holders` tell, holds no packet of the group."""
+    """The first free slot of a worker that is able and, as `holders` tells, holds no packet of the group."""
     able = (slot for slot in free if (packet.job, slot.address) not in holders and _is_able(slot, packet, group))
     return next(able, None)
 

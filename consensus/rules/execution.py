@@ -23,7 +23,7 @@ class Execution:
     Attributes:
         params, height, miner: of the block.
         state: the overlay that collects the block's writes.
-        ledger: the parent's ledger; `burned`, `sequence` and `gas_used` count on from it.
+        ledger: the parent's ledger; `burned` and `sequence` continue from it.
         reward: grains that the miner is credited after `maturity` (subsidy, tips, inclusion shares).
         events, receipts: what happened, for indexes and users.
     """

@@ -12,12 +12,12 @@ from consensus.transaction import RegisterWorker, TxBody
 
 
 def slot_count(params: ChainParams, worker: Worker) -> int:
-    """Packets that the worker may hold at once: the least of its word, its bond and its record."""
+    """Packets that the worker may hold at once: the least of what it declares, its bond covers and its score allows."""
     return min(worker.max_packets, worker.bond // params.slot_bond, 1 + worker.score // 8)
 
 
 def is_active(params: ChainParams, worker: Worker, height: int) -> bool:
-    """Whether the worker can be dealt packets at `height`: in force, seen lately and not retired."""
+    """Whether the worker can be dealt packets at `height`: in force, recently seen and not retired."""
     in_force = worker.since == 0 or worker.since + params.registration_delay <= height
     return in_force and worker.retired_at == 0 and height - worker.seen <= params.liveness
 

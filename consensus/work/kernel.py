@@ -459,7 +459,7 @@ def _chunk_offsets(_: Any, columns: Any, bias: Any, out: Any) -> Any:
 
 @_intrinsic
 def _address(_: Any, array: Any) -> Any:
-    """Where the array's first entry is. Numba's own `.ctypes.data` is unsigned: adding to it an int64 makes a float."""
+    """Where the array's first entry is. Numba's own `.ctypes.data` is unsigned: adding an int64 to it makes a float."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data

@@ -28,7 +28,7 @@ class Stage:
         try:
             self._work(self._numbers(interrupted))
         except BaseException:
-            self._over.set()  # nobody shall wait for a task that will never be finished; the caller gets the error
+            self._over.set()  # nobody must wait for a task that will never be finished; the caller gets the error
             raise
         if self.given == self.count:
             self._over.wait()
@@ -47,10 +47,10 @@ class Stage:
 
 
 def share(threads: int, *stages: Stage, interrupted: Interrupted = None) -> int:
-    """Run the stages one after the other in so many threads, the caller's among them, with one hand-over for all.
+    """Run the stages one after the other in that many threads, the caller's among them, with one hand-over for all.
 
-    `interrupted` is asked between two tasks of the last stage. Returns how many of its tasks were done: all, or the
-    first so many if it came true.
+    `interrupted` is asked between two tasks of the last stage. Returns how many of its tasks were done: all, or
+    only the first ones if it came true.
     """
     *first, last = stages
 

@@ -13,7 +13,7 @@ from consensus.work.unit import LANES, UInt32, UnitError, check_dimension, check
 _TICKET_SIZE = 32
 _STATE_SIZE = 4 * LANES
 _K_UNIT = 1024
-"""The inner dimension at which a target means what it says: a ticket's chance is target/2²⁵⁶ · k/1024."""
+"""The inner dimension at which a target is taken at face value: a ticket's chance is target/2²⁵⁶ · k/1024."""
 
 
 def ticket(seed: bytes, i: int, j: int, state: UInt32) -> bytes:
