@@ -12,8 +12,8 @@ from consensus.block import Block, Header, PacketUnit, genesis, unit_shape
 from consensus.errors import BadProof, ConsensusError, Reason
 from consensus.events import Event, Receipt
 from consensus.params import ChainParams
-from consensus.proofs.products import Products
-from consensus.rules import assignment, jobs, workers
+from consensus.proofs.products import Products, check_operands
+from consensus.rules import assignment, jobs, payloads, workers
 from consensus.rules.execution import Execution
 from consensus.rules.issuance import next_base_fee
 from consensus.state import (
@@ -32,15 +32,10 @@ from consensus.state import (
     Worker,
 )
 from consensus.transaction import (
-    CancelJob,
-    RegisterWorker,
     Result,
-    RetireWorker,
-    SubmitJob,
     Transaction,
-    Transfer,
 )
-from consensus.validation import intrinsic_gas, obliged_operands
+from consensus.validation import obliged_operands
 
 
 @dataclass(frozen=True)
@@ -153,7 +148,7 @@ def apply_transaction(execution: Execution, genesis_hash: bytes, tx: Transaction
     body, params = tx.body, execution.params
     address = body.address
     sender = state.account(execution.state, address)
-    used = intrinsic_gas(params, body)
+    used = payloads.intrinsic_gas(params, body)
     price = execution.ledger.base_fee + body.tip
     if body.nonce != sender.nonce:
         raise ConsensusError(Reason.WRONG_NONCE, body.nonce, sender.nonce)
@@ -170,7 +165,7 @@ def apply_transaction(execution: Execution, genesis_hash: bytes, tx: Transaction
     execution.use_nonce(address)
     txid = body.txid(genesis_hash)
     try:
-        _run_payload(execution, tx, txid)
+        payloads.kind_of(body.payload).run(execution, body, txid, body.payload)
         receipt = Receipt(txid, used, used * price)
     except ConsensusError as failure:
         receipt = Receipt(txid, used, used * price, failure.reason.value, str(failure))
@@ -178,29 +173,10 @@ def apply_transaction(execution: Execution, genesis_hash: bytes, tx: Transaction
     return receipt
 
 
-def _run_payload(execution: Execution, tx: Transaction, txid: bytes) -> None:
-    """Each payload checks before it writes: one that raises has changed nothing."""
-    match tx.body.payload:
-        case Transfer() as transfer:
-            execution.debit(tx.body.address, sum(output.amount for output in transfer.outputs))
-            for output in transfer.outputs:
-                execution.credit(output.address, output.amount)
-        case RegisterWorker() as registration:
-            workers.register(execution, tx.body, registration)
-        case RetireWorker():
-            workers.retire(execution, tx.body)
-        case SubmitJob() as job:
-            jobs.submit(execution, tx.body, txid, job)
-        case CancelJob() as cancellation:
-            jobs.cancel(execution, tx.body, cancellation.job)
-
-
 def _oblige_operands(execution: Execution, block: Block, products: Products) -> None:
     operands = obliged_operands(block.body)
     execution.oblige({operand.commitment: operand.size for operand in operands})
-    for operand in operands:
-        if not products.operand_holds(operand):
-            raise ConsensusError(Reason.OPERAND_OUT_OF_RANGE, operand.commitment, "entries in [−63, 63]")
+    check_operands(products, operands)
 
 
 def _finish(execution: Execution, parent_ticket: bytes) -> None:

@@ -20,18 +20,16 @@ from consensus.codec import Hash, Value, encode
 from consensus.errors import BadProof, ConsensusError, Reason
 from consensus.params import (
     MAX_BODY_BYTES,
-    MAX_MEMO_BYTES,
-    MAX_OUTPUTS,
     MAX_TARGET,
     MAX_TENSOR_BYTES,
     MAX_TX_BYTES,
     PROTOCOL_VERSION,
     ChainParams,
 )
-from consensus.rules import jobs
+from consensus.rules import payloads
 from consensus.shape import MAX_UNIT_BYTES, TILE_SIDE
 from consensus.tensor import TensorSpec, left_spec, right_spec
-from consensus.transaction import SubmitJob, Transaction, Transfer, TxBody
+from consensus.transaction import Transaction
 
 
 class Strips(Value, frozen=True):
@@ -142,39 +140,17 @@ def check_transaction(params: ChainParams, tx: Transaction) -> None:
         raise ConsensusError(Reason.OVERSIZE, f"{size} bytes", f"at most {MAX_TX_BYTES}")
     if not crypto.is_strict_public_key(body.sender):
         raise ConsensusError(Reason.BAD_PUBLIC_KEY, body.sender, "a canonical key that is not of small order")
-    if isinstance(body.payload, Transfer):
-        _check_transfer(body.payload)
-    elif isinstance(body.payload, SubmitJob):
-        jobs.check(params, body.payload)
-    needed = intrinsic_gas(params, body)
+    payloads.kind_of(body.payload).check(params, body.payload)
+    needed = payloads.intrinsic_gas(params, body)
     if body.gas_limit < needed:
         raise ConsensusError(Reason.GAS_LIMIT_TOO_LOW, body.gas_limit, needed)
     if body.gas_limit > params.gas_limit:
         raise ConsensusError(Reason.BLOCK_GAS_EXCEEDED, body.gas_limit, params.gas_limit)
 
 
-def intrinsic_gas(params: ChainParams, body: TxBody) -> int:
-    """Gas that a transaction uses, known from its bytes alone. It does not depend on its gas limit's encoding."""
-    gas = params.gas
-    payload = body.payload
-    used = gas.transaction + gas.byte * len(encode(payload))
-    if isinstance(payload, Transfer):
-        return used + gas.output * len(payload.outputs)
-    if isinstance(payload, SubmitJob):
-        product_bytes = sum(4 * payload.lefts[p.left].rows * payload.rights[p.right].cols for p in payload.packets)
-        operand_bytes = sum(spec.size for spec in payload.operands())
-        return used + gas.packet * len(payload.packets) + gas.tensor_byte * (operand_bytes + product_bytes)
-    return used + gas.worker
-
-
 def obliged_operands(body: Body) -> list[TensorSpec]:
-    """The operands that a block's jobs oblige every node to have."""
-    return [
-        spec
-        for tx in body.transactions
-        if isinstance(tx.body.payload, SubmitJob)
-        for spec in tx.body.payload.operands()
-    ]
+    """The operands that a block's transactions oblige every node to have."""
+    return [spec for tx in body.transactions for spec in payloads.operands(tx)]
 
 
 def _check_header_alone(params: ChainParams, header: Header) -> None:
@@ -212,13 +188,6 @@ def _proved_strips(unit: PacketUnit, i: int, j: int, strips: Strips | None) -> t
     if not (tensor.in_operand_range(a) and tensor.in_operand_range(b)):
         raise ConsensusError(Reason.OPERAND_OUT_OF_RANGE, "an entry outside [−63, 63]", "7-bit operands")
     return a, b
-
-
-def _check_transfer(payload: Transfer) -> None:
-    if not 1 <= len(payload.outputs) <= MAX_OUTPUTS:
-        raise ConsensusError(Reason.BAD_PAYLOAD, f"{len(payload.outputs)} outputs", f"1 to {MAX_OUTPUTS}")
-    if len(payload.memo) > MAX_MEMO_BYTES:
-        raise ConsensusError(Reason.BAD_PAYLOAD, f"a memo of {len(payload.memo)} bytes", f"at most {MAX_MEMO_BYTES}")
 
 
 def obliged_tensors(block: Block) -> list[bytes]:

@@ -19,9 +19,9 @@ from msgspec.structs import replace
 
 from consensus.codec import encode
 from consensus.params import ChainParams
+from consensus.rules.payloads import intrinsic_gas
 from consensus.shape import MAX_UNIT_BYTES
 from consensus.transaction import RegisterWorker, TxBody
-from consensus.validation import intrinsic_gas
 from devnet import keys
 from devnet.layout import DevnetError, NodeRecord
 

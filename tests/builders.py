@@ -33,7 +33,7 @@ from consensus.difficulty import MEDIAN_SPAN, block_work
 from consensus.errors import ConsensusError, Reason
 from consensus.params import PROTOCOL_VERSION, TILE, Allocation, ChainParams
 from consensus.proofs.products import CheckedProducts, Products
-from consensus.rules import jobs
+from consensus.rules import jobs, payloads
 from consensus.shape import MAX_UNIT_BYTES, Shape
 from consensus.state import Changes, EmptyState, Group, Overlay, Packet, PacketStatus, StateReader, Worker
 from consensus.tensor import COLUMNS, Tensor
@@ -269,7 +269,7 @@ class ChainBuilder:
         nonce = state.account(self.state, sender.address).nonce + self._nonces.get(sender.address, 0)
         body = TxBody(sender.public, nonce, tip=0, gas_limit=0, max_base_fee=10**9, payload=payload)
         if "gas_limit" not in changes:  # a payload that breaks the rules may have no gas to compute
-            body = replace(body, gas_limit=validation.intrinsic_gas(self.params, body))
+            body = replace(body, gas_limit=payloads.intrinsic_gas(self.params, body))
         body = replace(body, **changes)
         if "nonce" not in changes:
             self._nonces[sender.address] = self._nonces.get(sender.address, 0) + 1

@@ -5,10 +5,11 @@ Consensus asks through the small `Products` interface, so that a node can answer
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from consensus import work
-from consensus.errors import MissingTensor
+from consensus.errors import ConsensusError, MissingTensor, Reason
 from consensus.proofs import freivalds
 from consensus.shape import NOISED_BOUND, Shape
 from consensus.tensor import ROWS, Tensor, TensorSpec, in_operand_range
@@ -32,6 +33,13 @@ class Products(Protocol):
 
     def idle_holds(self, seed: bytes, shape: Shape, product: bytes) -> bool:
         """Whether `product` is that of the idle unit of `shape` under `seed`: the noise times the noise."""
+
+
+def check_operands(products: Products, operands: Iterable[TensorSpec]) -> None:
+    """OPERAND_OUT_OF_RANGE unless every operand holds; `MissingTensor` while one is not at hand."""
+    for operand in operands:
+        if not products.operand_holds(operand):
+            raise ConsensusError(Reason.OPERAND_OUT_OF_RANGE, operand.commitment, "entries in [−63, 63]")
 
 
 class CheckedProducts:

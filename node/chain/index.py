@@ -12,7 +12,7 @@ from consensus import events
 from consensus.block import Block
 from consensus.codec import U32, U63, Amount, Hash, Value, encode
 from consensus.events import Event, Receipt
-from consensus.transaction import RegisterWorker, Transfer
+from consensus.rules import payloads
 from node.chain import schema
 
 
@@ -71,9 +71,9 @@ def _movements(block: Block, block_id: bytes, outcome: Outcome) -> Iterator[tupl
             yield event.owner, Movement(height, "refund", event.refund, event.job)
     for tx, receipt in zip(block.body.transactions, outcome.receipts, strict=True):
         payload = tx.body.payload
-        outputs = payload.outputs if isinstance(payload, Transfer) and receipt.ok else ()
-        bond = payload.bond if isinstance(payload, RegisterWorker) and receipt.ok else 0
-        spent = receipt.fee + bond + sum(output.amount for output in outputs)
+        kind = payloads.kind_of(payload)
+        spent = receipt.fee + (kind.spends(payload) if receipt.ok else 0)
+        outputs = kind.view.outputs(payload) if receipt.ok else ()
         yield tx.body.address, Movement(height, "sent", -spent, receipt.txid)
         for output in outputs:
             yield output.address, Movement(height, "received", output.amount, receipt.txid)

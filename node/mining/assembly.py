@@ -15,9 +15,10 @@ from consensus.block import Body
 from consensus.codec import encode
 from consensus.errors import ConsensusError, MissingTensor
 from consensus.params import MAX_BODY_BYTES, MAX_TENSOR_BYTES
+from consensus.proofs.products import check_operands
+from consensus.rules import payloads
 from consensus.rules.execution import Execution
 from consensus.state import StateReader
-from consensus.transaction import SubmitJob, Transaction
 from node.chain.chain import Chain
 from node.chain.headers import HeaderEntry
 from node.pool.mempool import Mempool
@@ -83,23 +84,25 @@ def assemble(chain: Chain, pool: Mempool, results: ResultPool, reserve_bytes: in
     chosen_results = []
     for result in results.pending():
         packet = state.PACKETS.get(execution.state, result.body.packet_id)
-        size = len(encode(result))
-        if packet is None or not room.fits(size, {result.body.product: 4 * packet.m * packet.n}):
+        if packet is None:
+            continue
+        size, tensors = len(encode(result)), {result.body.product: packet.shape.product_bytes}
+        if not room.fits(size, tensors):
             continue
         try:
             transition.apply_result(execution, chain.genesis_hash, result, chain.products)
         except (ConsensusError, MissingTensor):
             continue
-        room.take(size, {result.body.product: 4 * packet.m * packet.n})
+        room.take(size, tensors)
         chosen_results.append(result)
     chosen = []
     for pending in pool.best(execution.ledger.base_fee, MAX_TRIED):
-        size, tensors = len(encode(pending.tx)), _operands(pending.tx)
+        operands = payloads.operands(pending.tx)
+        size, tensors = len(encode(pending.tx)), {operand.commitment: operand.size for operand in operands}
         if not room.fits(size, tensors):
             continue
         try:
-            if not _operands_hold(chain, pending.tx):
-                continue
+            check_operands(chain.products, operands)
             transition.apply_transaction(execution, chain.genesis_hash, pending.tx)
         except (ConsensusError, MissingTensor):
             continue
@@ -131,13 +134,3 @@ class _Room:
 
     def _added(self, tensors: dict[bytes, int]) -> int:
         return sum(size for commitment, size in tensors.items() if commitment not in self._tensors)
-
-
-def _operands(tx: Transaction) -> dict[bytes, int]:
-    payload = tx.body.payload
-    return {spec.commitment: spec.size for spec in payload.operands()} if isinstance(payload, SubmitJob) else {}
-
-
-def _operands_hold(chain: Chain, tx: Transaction) -> bool:
-    payload = tx.body.payload
-    return not isinstance(payload, SubmitJob) or all(chain.products.operand_holds(o) for o in payload.operands())

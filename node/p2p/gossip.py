@@ -13,8 +13,9 @@ from typing import Protocol
 
 from consensus.codec import decode, encode
 from consensus.errors import ConsensusError, MissingTensor, Reason
+from consensus.rules import payloads
 from consensus.tensor import Tensor
-from consensus.transaction import Result, SubmitJob, Transaction, decode_transaction
+from consensus.transaction import Result, Transaction, decode_transaction
 from node.compute import Compute
 from node.p2p.fetch import Fetcher, Unavailable, together
 from node.p2p.limits import MAX_ANNOUNCED, MAX_REQUESTED, MAX_STRIP_BYTES, Limits
@@ -190,8 +191,7 @@ class Gossip:
         if kind is Kind.TRANSACTION:
             tx = await self._compute.run(decode_transaction, data)
             identity = tx.body.txid(self._genesis_hash)
-            payload = tx.body.payload
-            needs = [spec.commitment for spec in payload.operands()] if isinstance(payload, SubmitJob) else []
+            needs = [operand.commitment for operand in payloads.operands(tx)]
             await self._verified(peer, identity, lambda: self._intake.transaction(tx), needs)
         else:
             result = decode(Result, data, _MAX_RESULT_BYTES)

@@ -14,10 +14,11 @@ from typing import Any, Protocol, TypeVar
 from consensus import crypto, validation
 from consensus.block import Block
 from consensus.errors import ConsensusError, MissingTensor, Reason
-from consensus.rules import jobs
+from consensus.proofs.products import check_operands
+from consensus.rules import jobs, payloads
 from consensus.state import PACKETS, WORKERS, Packet, PacketStatus
 from consensus.tensor import Tensor
-from consensus.transaction import Result, SubmitJob, Transaction
+from consensus.transaction import Result, Transaction
 from consensus.validation import Strips
 from node.chain.chain import Chain, Import
 from node.chain.headers import HeaderEntry
@@ -149,10 +150,7 @@ class Intake:
         if not self.pool.check(tx, txid):  # before its signature is worth verifying
             return
         self.chain.signatures.check([tx])
-        if isinstance(tx.body.payload, SubmitJob):
-            for operand in tx.body.payload.operands():
-                if not self.chain.products.operand_holds(operand):
-                    raise ConsensusError(Reason.OPERAND_OUT_OF_RANGE, operand.commitment, "entries in [−63, 63]")
+        check_operands(self.chain.products, payloads.operands(tx))
 
     # ------------------------------------------------------------------ Results
 

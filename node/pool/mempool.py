@@ -21,9 +21,9 @@ from sortedcontainers import SortedKeyList
 from consensus import state
 from consensus.codec import encode
 from consensus.params import ChainParams
-from consensus.rules import jobs
+from consensus.rules import payloads
 from consensus.state import Account, StateReader
-from consensus.transaction import Payload, RegisterWorker, SubmitJob, Transaction, Transfer
+from consensus.transaction import Transaction
 from node.chain.headers import HeaderEntry
 
 T = TypeVar("T")
@@ -318,15 +318,4 @@ def _check_replacement(new: Transaction, old: Transaction) -> None:
 
 def _cost(params: ChainParams, tx: Transaction) -> int:
     """Most grains that a transaction can take from its sender."""
-    return tx.body.gas_limit * (tx.body.max_base_fee + tx.body.tip) + _value(params, tx.body.payload)
-
-
-def _value(params: ChainParams, payload: Payload) -> int:
-    """Grains that a payload moves out of the sender's account."""
-    if isinstance(payload, Transfer):
-        return sum(output.amount for output in payload.outputs)
-    if isinstance(payload, RegisterWorker):
-        return payload.bond
-    if isinstance(payload, SubmitJob):
-        return jobs.escrow_of(jobs.job_fees(params, payload), payload.threshold)
-    return 0
+    return tx.body.gas_limit * (tx.body.max_base_fee + tx.body.tip) + payloads.outlay(params, tx.body.payload)

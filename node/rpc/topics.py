@@ -10,7 +10,7 @@ from node.rpc.context import Context
 from node.rpc.registry import Table
 from node.rpc.story import name_of, tell
 from node.rpc.subscriptions import Hub
-from node.rpc.views import HeaderView, header_view, kind_of
+from node.rpc.views import HeaderView, header_view, kind_name
 from node.rpc.views_node import JobEvent, PendingResult, PendingTx, Reorg
 
 TABLE: Table[Context] = Table()
@@ -51,7 +51,9 @@ class Publisher:
     def new_transaction(self, tx: Transaction, txid: bytes) -> None:
         """A transaction has entered the mempool."""
         sender = self._text(tx.body.address)
-        self._hub.publish(PENDING_TRANSACTIONS, PendingTx(txid.hex(), sender, tx.body.nonce, kind_of(tx.body.payload)))
+        self._hub.publish(
+            PENDING_TRANSACTIONS, PendingTx(txid.hex(), sender, tx.body.nonce, kind_name(tx.body.payload))
+        )
 
     def new_result(self, result: Result, identity: bytes) -> None:
         """A Result has entered the pool."""

@@ -5,7 +5,7 @@ Bytes are lower-case hexadecimal, addresses bech32m, amounts integers of grains;
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, cast
 
 from msgspec import Meta, Struct
 
@@ -13,16 +13,8 @@ from consensus.address import encode_address
 from consensus.block import Header, PacketUnit
 from consensus.codec import encode
 from consensus.events import Receipt
-from consensus.transaction import (
-    CancelJob,
-    Payload,
-    RegisterWorker,
-    Result,
-    RetireWorker,
-    SubmitJob,
-    Transaction,
-    Transfer,
-)
+from consensus.rules import payloads
+from consensus.transaction import Payload, Result, Transaction
 
 Hex32: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", min_length=64, max_length=64)]
 
@@ -135,18 +127,9 @@ class Placed(Struct, frozen=True):
     receipt: Receipt | None
 
 
-_KINDS: dict[type, TxKind] = {
-    Transfer: "transfer",
-    RegisterWorker: "register_worker",
-    RetireWorker: "retire_worker",
-    SubmitJob: "submit_job",
-    CancelJob: "cancel_job",
-}
-
-
-def kind_of(payload: Payload) -> TxKind:
+def kind_name(payload: Payload) -> TxKind:
     """The name of a payload's kind."""
-    return _KINDS[type(payload)]
+    return cast(TxKind, payloads.kind_of(payload).name)
 
 
 def header_view(header: Header, prefix: str, total_work: int, confirmations: int, main: bool) -> HeaderView:
@@ -183,7 +166,7 @@ def tx_view(tx: Transaction, txid: bytes, prefix: str, placed: Placed | None) ->
     """`placed` is None while the transaction is pending."""
     body, payload = tx.body, tx.body.payload
     receipt = None if placed is None else placed.receipt
-    transfer = payload if isinstance(payload, Transfer) else Transfer(())
+    view = payloads.kind_of(payload).view
     return TxView(
         txid=txid.hex(),
         status="pending" if placed is None else "confirmed",
@@ -192,9 +175,9 @@ def tx_view(tx: Transaction, txid: bytes, prefix: str, placed: Placed | None) ->
         confirmations=0 if placed is None else placed.confirmations,
         sender=encode_address(body.address, prefix),
         nonce=body.nonce,
-        kind=kind_of(payload),
-        outputs=[OutputView(encode_address(output.address, prefix), output.amount) for output in transfer.outputs],
-        memo=transfer.memo.hex(),
+        kind=kind_name(payload),
+        outputs=[OutputView(encode_address(output.address, prefix), output.amount) for output in view.outputs(payload)],
+        memo=view.memo(payload).hex(),
         gas_used=None if receipt is None else receipt.gas_used,
         fee=None if receipt is None else receipt.fee,
         ok=None if receipt is None else receipt.ok,

@@ -12,6 +12,7 @@ from consensus.codec import MAX_AMOUNT, encode
 from consensus.crypto import H
 from consensus.errors import ConsensusError, Reason
 from consensus.params import TILE
+from consensus.rules import payloads
 from consensus.transaction import CancelJob, Output, RetireWorker, Transaction, Transfer
 from tests.builders import ALICE, BOB, CAROL, DAVE, FUNDS, MINER, ChainBuilder, Key, operand, regtest
 
@@ -117,7 +118,7 @@ def test_a_senders_key_is_strict(chain: ChainBuilder, y: int) -> None:
 
 
 def test_a_gas_limit_below_the_gas_is_refused(chain: ChainBuilder) -> None:
-    used = validation.intrinsic_gas(chain.params, chain.transfer(ALICE, BOB, 1).body)
+    used = payloads.intrinsic_gas(chain.params, chain.transfer(ALICE, BOB, 1).body)
     chain.reject(Reason.GAS_LIMIT_TOO_LOW, [chain.transfer(ALICE, BOB, 1, nonce=0, gas_limit=used - 1)])
     chain.mine([chain.transfer(ALICE, BOB, 1, gas_limit=used)])
 
@@ -174,7 +175,7 @@ def test_gas_by_the_schedule(chain: ChainBuilder) -> None:
     packet and 1 a byte of operands and products (4mn each)."""
 
     def gas(payload: Any) -> int:
-        return validation.intrinsic_gas(chain.params, chain.tx(ALICE, payload).body)
+        return payloads.intrinsic_gas(chain.params, chain.tx(ALICE, payload).body)
 
     assert gas(RetireWorker()) == 5_000 + 16 * 2 + 20_000
     assert gas(CancelJob(bytes(32))) == 5_000 + 16 * (2 + 34) + 20_000
@@ -186,7 +187,7 @@ def test_gas_by_the_schedule(chain: ChainBuilder) -> None:
 
 def test_gas_does_not_depend_on_how_the_gas_limit_is_written(chain: ChainBuilder) -> None:
     body = chain.transfer(ALICE, BOB, 1).body
-    used = {validation.intrinsic_gas(chain.params, replace(body, gas_limit=limit)) for limit in (0, 2**7, 2**40)}
+    used = {payloads.intrinsic_gas(chain.params, replace(body, gas_limit=limit)) for limit in (0, 2**7, 2**40)}
     assert len(used) == 1
 
 
@@ -194,7 +195,7 @@ def test_a_blocks_transactions_share_its_gas_limit() -> None:
     """Regtest's limit is 64 Mi gas; sixteen jobs of 4 MiB operands and products fill it, one more does not fit."""
     chain = ChainBuilder(worked=False)
     a, b = operand(1024, 64), operand(64, 1024)
-    one = validation.intrinsic_gas(chain.params, chain.job(DAVE, a, b).transaction.body)
+    one = payloads.intrinsic_gas(chain.params, chain.job(DAVE, a, b).transaction.body)
     fit = chain.params.gas_limit // one
     chain = ChainBuilder(worked=False)
     transactions = [chain.job(DAVE, a, b, price=1).transaction for _ in range(fit + 1)]

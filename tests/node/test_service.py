@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from consensus import params
 from consensus.codec import encode
 from consensus.params import TILE, Allocation
+from consensus.rules.payloads import intrinsic_gas
 from consensus.transaction import Output, Transfer, TxBody
-from consensus.validation import intrinsic_gas
 from node import genesis, service
 from node.chain.chain import Chain
 from node.chain.store import StorageError

@@ -18,6 +18,7 @@ from consensus.errors import BadProof, Reason
 from consensus.events import Answered, Dealt, Dropped, Missed
 from consensus.params import TILE
 from consensus.proofs import freivalds, merkle
+from consensus.rules import payloads
 from consensus.shape import NOISED_BOUND, Shape
 from consensus.state import Overlay
 from consensus.tensor import COLUMNS, Tensor
@@ -227,7 +228,7 @@ def test_degenerate_zero_operands_gain_nothing() -> None:
     node = chain.mine(packet=job.packets[0])
     (answer,) = (event for event in node.transition.events if isinstance(event, Answered))
     inclusion = answer.share
-    gas = validation.intrinsic_gas(chain.params, job.transaction.body)
+    gas = payloads.intrinsic_gas(chain.params, job.transaction.body)
     assert chain.balance(DAVE) + inclusion == wealth - gas - answer.burned
     assert answer.burned == answer.fee // 10 > 0
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from consensus.crypto import address_of
+from consensus.rules.payloads import outlay
 from consensus.transaction import Payload, Transaction, TxBody
 from wallet.accounts.keys import SigningKey
 from wallet.client.gateway import Gateway
 from wallet.client.rpc import NetworkError, RpcError
-from wallet.client.transactions import Network, build, check_balance, choose_fees, max_fee, moved, sign
+from wallet.client.transactions import Network, build, check_balance, choose_fees, max_fee, sign
 from wallet.errors import ExitCode, WalletError
 
 _POOL_PAUSE_SECONDS = 2.0
@@ -55,7 +56,7 @@ class Purse:
         for nonce, payload in enumerate(payloads, start=account.next_nonce):
             fees = choose_fees(params, payload, quote.base_fee, quote.suggested_tip, self._max_fee_grains)
             bodies.append(build(params, self.public_key, nonce, payload, fees))
-        needed = sum(max_fee(body) + moved(params, body.payload) for body in bodies)
+        needed = sum(max_fee(body) + outlay(params, body.payload) for body in bodies)
         check_balance(account.balance, needed, what)
         return bodies
 

@@ -13,11 +13,10 @@ from msgspec.structs import replace
 from consensus.address import encode_address
 from consensus.codec import MAX_AMOUNT
 from consensus.params import TILE, ChainParams, mainnet
-from consensus.rules import jobs
 from consensus.rules.issuance import next_base_fee
-from consensus.transaction import Payload, RegisterWorker, SubmitJob, Transaction, Transfer, TxBody
+from consensus.rules.payloads import intrinsic_gas
+from consensus.transaction import Payload, Transaction, TxBody
 from consensus.transition import genesis_transition
-from consensus.validation import intrinsic_gas
 from wallet.accounts.amounts import format_tile
 from wallet.accounts.keys import SigningKey
 from wallet.errors import ExitCode, WalletError
@@ -105,18 +104,6 @@ def sign(network: Network, key: SigningKey, body: TxBody) -> Transaction:
 def max_fee(body: TxBody) -> int:
     """The most that a transaction can cost in fees, in grains."""
     return body.gas_limit * (body.max_base_fee + body.tip)
-
-
-def moved(params: ChainParams, payload: Payload) -> int:
-    """Grains that a payload takes from its sender, fees aside: what is paid, bonded or put into escrow."""
-    match payload:
-        case Transfer():
-            return sum(output.amount for output in payload.outputs)
-        case RegisterWorker():
-            return payload.bond
-        case SubmitJob():
-            return jobs.escrow_of(jobs.job_fees(params, payload), payload.threshold)
-    return 0
 
 
 def check_balance(balance: int, needed: int, what: str) -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from consensus.codec import encode
 from consensus.params import MAX_PACKETS, MAX_TENSOR_BYTES, MAX_TX_BYTES, devnet
 from consensus.rules import jobs
+from consensus.rules.payloads import intrinsic_gas
 from consensus.shape import MAX_DIMENSION, MAX_UNIT_BYTES, Shape
 from consensus.transaction import Operand, Pair, SubmitJob, Transaction, TxBody
-from consensus.validation import intrinsic_gas
 from wallet.client import slicing
 from wallet.client.slicing import MIN_UNIT_BYTES, Slices, assemble, check_inner, choose_grid, cut, into_jobs
 from wallet.errors import ExitCode, WalletError

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from consensus import params, validation
 from consensus.address import encode_address
 from consensus.params import TILE, Allocation, ChainParams
+from consensus.rules import payloads
 from consensus.transaction import CancelJob, Operand, Output, Pair, RegisterWorker, SubmitJob, Transfer
 from consensus.transition import genesis_transition
 from node.genesis import to_view
@@ -24,7 +25,6 @@ from wallet.client.transactions import (
     choose_fees,
     gas_of,
     max_fee,
-    moved,
     sign,
 )
 from wallet.client.views import ParamsView
@@ -48,7 +48,7 @@ def test_consensus_accepts_what_is_built_and_signed(payload: Any) -> None:
     tx = sign(network(), KEY, body)
     validation.check_transaction(PARAMS, tx)
     validation.check_signatures(network().genesis_hash, [tx])
-    assert (body.gas_limit, body.nonce) == (validation.intrinsic_gas(PARAMS, body), 3)
+    assert (body.gas_limit, body.nonce) == (payloads.intrinsic_gas(PARAMS, body), 3)
     assert gas_of(PARAMS, payload) == body.gas_limit
     assert max_fee(body) == body.gas_limit * (body.tip + body.max_base_fee)
 
@@ -59,10 +59,10 @@ def test_a_signature_is_of_one_network_only() -> None:
 
 
 def test_what_a_payload_moves() -> None:
-    assert moved(PARAMS, PAYMENT) == 12
-    assert moved(PARAMS, RegisterWorker(bytes(32), 0, 1, 1, TILE)) == TILE
-    assert moved(PARAMS, JOB) == max(100, -(-9 * 64 * 256 * (128 + 128) // 2**20))
-    assert moved(PARAMS, CancelJob(bytes(32))) == 0
+    assert payloads.outlay(PARAMS, PAYMENT) == 12
+    assert payloads.outlay(PARAMS, RegisterWorker(bytes(32), 0, 1, 1, TILE)) == TILE
+    assert payloads.outlay(PARAMS, JOB) == max(100, -(-9 * 64 * 256 * (128 + 128) // 2**20))
+    assert payloads.outlay(PARAMS, CancelJob(bytes(32))) == 0
 
 
 def test_fees_leave_room_for_full_blocks_and_keep_to_the_limit() -> None:
