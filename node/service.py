@@ -44,7 +44,7 @@ from node.compute import ThreadCompute
 from node.config import Config
 from node.metrics import Metrics, Reading
 from node.mining.desk import WorkDesk
-from node.mining.miner import LowPriorityCompute, Miner, MinerStats
+from node.mining.miner import Miner
 from node.mining.producer import Producer
 from node.p2p.identity import Identity, IdentityError, load_or_create
 from node.p2p.limits import DEFAULT
@@ -62,7 +62,9 @@ from node.rpc.subscriptions import Hub
 from node.rpc.tensors import TensorRoutes
 from node.rpc.topics import Publisher
 from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
+from worker.compute import LowPriorityCompute
 from worker.key import WorkerKey, WorkerKeyError
+from worker.stats import MinerStats
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -337,7 +339,7 @@ class Node:
             results=len(self.intake.results),
             tensor_bytes=self.chain.tensors.total_bytes,
             ready=self.ready().ok,
-            mined={name: float(value) for name, value in vars(stats).items()},
+            mined={name: float(value) for name, value in stats.counters().items()},
         )
 
     # ------------------------------------------------------------------ for RPC

@@ -15,6 +15,7 @@ import click
 from tilework.options import rpc_option
 from tilework.output import CliError, Command, emit, notice
 from wallet.errors import ExitCode
+from worker.key import WorkerKey, WorkerKeyError, WorkerKeyMalformed, WorkerKeyUnreadable
 
 NICENESS = 10
 
@@ -45,7 +46,7 @@ def mine(key_file: Path | None, threads: int, units: int | None, idle_duty: floa
     On a devnet a core at full duty wins far more than a block in two seconds, until the target follows: try
     --idle-duty 0.001 there.
     """
-    from wallet.client.units import OutsideMiner, load_worker_key, told
+    from wallet.client.units import OutsideMiner, told
 
     if key_file is None:
         fix = "name it with --key FILE; `tilework worker register --worker-key FILE` makes one and registers it"
@@ -58,5 +59,18 @@ def mine(key_file: Path | None, threads: int, units: int | None, idle_duty: floa
         asyncio.run(miner.run(units))
     except KeyboardInterrupt:
         status = ExitCode.INTERRUPTED
-    emit(miner.statistics, told(miner.statistics))
+    emit(miner.stats.counters(), told(miner.stats))
     return status
+
+
+def load_worker_key(path: Path) -> WorkerKey:
+    """The key in a worker's key file. Raises `CliError` (worker-key)."""
+    try:
+        return WorkerKey.load(path)
+    except WorkerKeyError as error:
+        exit_code = ExitCode.REJECTED
+        if isinstance(error, WorkerKeyUnreadable):
+            exit_code = ExitCode.NOT_FOUND
+        elif isinstance(error, WorkerKeyMalformed):
+            exit_code = ExitCode.USAGE
+        raise CliError("worker-key", error.message, error.fix, exit_code) from None

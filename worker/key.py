@@ -33,6 +33,14 @@ class WorkerKeyError(Exception):
         super().__init__(f"{message}: {fix}")
 
 
+class WorkerKeyUnreadable(WorkerKeyError):
+    """There is no such file, or the system does not let us read it."""
+
+
+class WorkerKeyMalformed(WorkerKeyError):
+    """The file holds something else."""
+
+
 class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file: both secrets in hex. A key with expanded or encrypted secrets would be another version."""
 
@@ -68,12 +76,12 @@ class WorkerKey:
 
     @classmethod
     def load(cls, path: Path) -> WorkerKey:
-        """The key in `path`; WorkerKeyError if it is missing, open to others, or no key file."""
+        """The key in `path`; WorkerKeyError if it cannot be read, is open to others, or is no key file."""
         try:
             data = read_private(path, _MAX_FILE_BYTES)
         except OSError as error:
             fix = "check the path; `tilework worker register`, or a node that mines, makes a new key there"
-            raise WorkerKeyError(f"cannot read the worker key {path}: {error.strerror}", fix) from None
+            raise WorkerKeyUnreadable(f"cannot read the worker key {path}: {error.strerror}", fix) from None
         except OpenToOthers as error:
             message = f"the worker key {path} is open to other users (mode {error.mode:04o})"
             raise WorkerKeyError(message, f"run: chmod 600 {path}") from None
@@ -85,7 +93,9 @@ class WorkerKey:
                 raise ValueError("another version")
             return cls(bytes.fromhex(stored.ed25519), bytes.fromhex(stored.x25519))
         except ValueError:  # the cause could quote the file
-            raise WorkerKeyError(f"{path} is not a worker key", "restore it from a backup or move it away") from None
+            raise WorkerKeyMalformed(
+                f"{path} is not a worker key", "restore it from a backup or move it away"
+            ) from None
 
     @classmethod
     def load_or_create(cls, path: Path) -> WorkerKey:

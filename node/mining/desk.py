@@ -18,9 +18,9 @@ from consensus.codec import encode
 from consensus.shape import TILE_SIDE, Shape
 from consensus.tensor import Tensor
 from node.chain.chain import Import
-from node.chain.headers import HeaderEntry
 from node.compute import Compute
-from node.mining.producer import Candidate, Held, Producer
+from node.mining.producer import Candidate, Producer
+from node.mining.turns import Turns
 from node.pool.intake import Intake
 from node.pool.mempool import PoolError
 
@@ -69,15 +69,15 @@ class WorkDesk:
         self._compute = compute
         self._clock = clock
         self._outstanding: OrderedDict[bytes, _Outstanding] = OrderedDict()
-        self._given: dict[bytes, HeaderEntry] = {}
+        self._turns = Turns(intake, producer)
 
     async def get_unit(self, worker: bytes) -> WorkUnit:
         """The next unit for a worker's address: a packet that it holds, each once per tip, else an idle unit."""
-        held = self._next_packet(worker)
+        held = self._turns.next_packet(worker)
         unit = held.unit if held is not None else Idle()
         candidate = await self._compute.run(self._producer.candidate, unit, worker)
         if held is not None:
-            self._given[held.packet_id] = candidate.tip
+            self._turns.give(held.packet_id, candidate.tip)
         self._forget_old()
         self._outstanding[candidate.id] = _Outstanding(candidate, self._clock())
         core = candidate.core
@@ -121,15 +121,6 @@ class WorkDesk:
         change = await self._intake.block(block)
         self._outstanding.pop(unit_id, None)
         return change
-
-    def _next_packet(self, worker: bytes) -> Held | None:
-        """The most urgent packet that is neither answered nor handed out on this tip."""
-        tip, answered = self._intake.chain.tip, self._intake.results
-        self._given = {packet_id: given for packet_id, given in self._given.items() if given is tip}
-        for held in self._producer.held(worker):
-            if held.packet_id not in self._given and answered.get(held.packet_id) is None:
-                return held
-        return None
 
     def _forget_old(self) -> None:
         oldest_ms = self._clock() - MAX_AGE_SPACINGS * self._intake.chain.params.spacing_ms

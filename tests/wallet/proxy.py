@@ -59,7 +59,7 @@ class LyingNode:
         self.calls.append(method)
         if method in self.swallowed:
             self.swallowed.discard(method)
-            answer = {"jsonrpc": "2.0", "id": call["id"], "result": {"txid": "00" * 32}}
+            answer = {"jsonrpc": "2.0", "id": call["id"], "result": {"txid": "00" * 32, "id": "00" * 32}}
             return web.json_response(answer)
         headers = {"Content-Type": "application/json"}
         async with (

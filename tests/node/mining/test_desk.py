@@ -87,6 +87,51 @@ async def test_held_packets_come_once_per_tip_then_idle_units() -> None:
 
 
 @asynchronous
+async def test_a_packet_whose_block_was_undone_comes_again() -> None:
+    """From this an outside miner learns that it must send its answer again."""
+    rig = Rig()
+    await rig.with_workers(DAVE)
+    job = rig.builder.job(ALICE, operand(64, 4096, 1), operand(4096, 64, 2))
+    await rig.submit(job)
+    await rig.mine()
+    branch = rig.branch()
+    rival = [branch.mine(), branch.mine()]
+    desk = desk_of(rig)
+    unit = await desk.get_unit(DAVE.address)
+    assert unit.packet_id == job.packets[0]
+    a, b = (rig.tensors.tensor(commitment) for commitment in (unit.left, unit.right) if commitment is not None)
+    assert a is not None
+    assert b is not None
+    evaluation = evaluate(unit.seed, a.matrix, b.matrix)
+    assert evaluation.states is not None
+    i, j, _ = next(winning_tiles(unit.seed, evaluation.states, unit.target, unit.shape.k))
+    await desk.submit(unit.id, i, j, evaluation.states[i, j].astype("<u4").tobytes(), Tensor(evaluation.product))
+    assert (await desk.get_unit(DAVE.address)).packet_id is None
+    for node in rival:
+        await rig.receive(node)
+    assert rig.chain.tip.id == rival[-1].block.id
+    assert (await desk.get_unit(DAVE.address)).packet_id == job.packets[0]
+    await rig.answer(job.packets[0])
+    await rig.mine()
+    assert (await desk.get_unit(DAVE.address)).packet_id is None
+
+
+@asynchronous
+async def test_a_packet_comes_once_its_operands_are_here() -> None:
+    rig = Rig()
+    await rig.with_workers(DAVE)
+    job = rig.builder.job(ALICE, operand(64, 64, 1), operand(64, 64, 2))
+    await rig.submit(job)
+    await rig.mine()
+    missing = job.payload.operands()[1].commitment
+    rig.tensors.remove(missing)
+    desk = desk_of(rig)
+    assert (await desk.get_unit(DAVE.address)).packet_id is None
+    await rig.upload(missing)
+    assert (await desk.get_unit(DAVE.address)).packet_id == job.packets[0]
+
+
+@asynchronous
 async def test_a_unit_is_stale_once_a_block_has_come() -> None:
     rig = Rig()
     desk = desk_of(rig)

@@ -17,11 +17,12 @@ from consensus import events
 from consensus.block import PacketUnit
 from node.chain.store import StorageError
 from node.compute import InlineCompute, ThreadCompute
-from node.mining.miner import LowPriorityCompute, Miner
+from node.mining.miner import Miner
 from tests.builders import ALICE, BOB, DAVE, ERIN, Key, exact, operand, regtest
 from tests.node.mining.test_producer import give_score
 from tests.node.rig import Rig, asynchronous, worker_key
 from tests.node.virtual_time import run
+from worker.compute import LowPriorityCompute
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -232,15 +233,16 @@ async def test_a_result_that_is_refused_is_tried_at_the_next_tip_only() -> None:
         rig.intake, rig.producer, stranger, compute=rig.compute, bench=Bench(), rng=random.Random(1), idle_duty=0.0
     )
     task = asyncio.ensure_future(miner.run())
-    await until(lambda: miner.stats.packet_units == 1)
+    await until(lambda: miner.stats.results_refused == 1)
     refusals = 0
     for _ in range(3):
-        sent = dict(miner._sent_at)
+        before = miner.stats.results_refused
         await rig.mine()
-        await until(lambda sent=sent: miner._sent_at != sent)  # type: ignore[misc]
+        await until(lambda before=before: miner.stats.results_refused > before)  # type: ignore[misc]
         refusals += 1
     await stop(task)
     assert (refusals, miner.stats.packet_units, miner.stats.packets_answered) == (3, 1, 0)
+    assert miner.stats.results_refused == 4, "once at each tip"
 
 
 # --- pace

@@ -24,15 +24,13 @@ from consensus.params import Allocation
 from tests.wallet.network import ALICE, FUNDS, Running, register_worker, rules, running_node
 from tests.wallet.proxy import lying_node
 from tilework import mine as command
-from wallet.accounts.keys import SigningKey
 from wallet.client.client import Client
-from wallet.client.gateway import Gateway
-from wallet.client.units import OutsideMiner, Statistics, load_worker_key, told
+from wallet.client.units import OutsideMiner, told
 from wallet.errors import ExitCode, WalletError
 from worker.key import WorkerKey
+from worker.stats import MinerStats
 
 OUTSIDER = WorkerKey(bytes([7]) * 32, bytes([8]) * 32)
-KEY = SigningKey(bytes([7]) * 32)
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +42,11 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield node
 
 
-def mine(url: str, units: int, **options: Any) -> Statistics:
+def mine(url: str, units: int, **options: Any) -> MinerStats:
     arguments = {"threads": 1, "idle_duty": 1.0, "tell": lambda _text: None, **options}
-    miner = OutsideMiner(url, KEY, **arguments)
+    miner = OutsideMiner(url, OUTSIDER, **arguments)
     asyncio.run(miner.run(units))
-    return miner.statistics
+    return miner.stats
 
 
 def test_idle_units_win_blocks(quiet: Running) -> None:
@@ -57,13 +55,13 @@ def test_idle_units_win_blocks(quiet: Running) -> None:
     assert done.blocks_won >= 2
     assert done.idle_units + done.units_lost >= 3
     assert quiet.node.chain.tip.height == before + done.blocks_won
-    assert quiet.node.chain.tip.header.core.miner == KEY.address
+    assert quiet.node.chain.tip.header.core.miner == OUTSIDER.address
     assert "blocks won" in told(done)
 
 
 def test_packets_are_answered_with_signed_results_or_blocks(quiet: Running) -> None:
-    async def story() -> Statistics:
-        miner = OutsideMiner(quiet.url, KEY, 2, 0.2, lambda _text: None)
+    async def story() -> MinerStats:
+        miner = OutsideMiner(quiet.url, OUTSIDER, 2, 0.2, lambda _text: None)
         working = asyncio.create_task(miner.run())
         await register_worker(quiet.url, OUTSIDER, min_price=1)
         rng = np.random.default_rng(0)
@@ -73,11 +71,34 @@ def test_packets_are_answered_with_signed_results_or_blocks(quiet: Running) -> N
             assert np.array_equal(await job.result(40), x @ w)
         working.cancel()
         await asyncio.wait([working])
-        return miner.statistics
+        return miner.stats
 
     done = asyncio.run(story())
     assert done.packet_units >= 8
     assert done.results_sent + done.blocks_won >= 8
+
+
+def test_an_answer_that_was_lost_is_sent_again_and_not_computed_again(quiet: Running) -> None:
+    async def story() -> MinerStats:
+        with lying_node(quiet.url) as liar:
+            liar.swallowed.add("work_result")  # as a reorganisation would: it was taken, and is on no chain
+            miner = OutsideMiner(liar.url, OUTSIDER, 1, 0.2, lambda _text: None)
+            working = asyncio.create_task(miner.run())
+            await register_worker(quiet.url, OUTSIDER, min_price=1)
+            rng = np.random.default_rng(1)
+            x, w = rng.integers(-63, 64, (512, 128)), rng.integers(-63, 64, (128, 64))
+            async with Client(quiet.url, ALICE) as client:
+                job = await client.submit(x, w, packets=8, price=5000)
+                assert np.array_equal(await job.result(40), x @ w)
+            working.cancel()
+            await asyncio.wait([working])
+            assert liar.calls.count("work_result") == miner.stats.results_sent + miner.stats.results_refused
+            assert not liar.swallowed
+        return miner.stats
+
+    done = asyncio.run(story())
+    assert done.packet_units == 8, "each packet was computed once"
+    assert done.packets_answered >= 9, "and one of them answered twice"
 
 
 def test_as_a_process_it_stops_at_control_c_and_reports(quiet: Running, tmp_path: Path) -> None:
@@ -128,12 +149,11 @@ def test_a_stale_unit_is_only_lost(quiet: Running) -> None:
     async def story() -> list[str]:
         said: list[str] = []
         with lying_node(quiet.url) as liar:
-            first = OutsideMiner(liar.url, KEY, 1, 1.0, said.append)
-            async with Gateway(quiet.url) as gateway:
-                network = await gateway.network()
-                async with first._gateway:
-                    # A block comes between the offer and the answer, and the miner does not hear of it.
-                    await asyncio.gather(first._step(network), OutsideMiner(quiet.url, KEY, 1, 1.0, said.append).run(3))
+            # A block comes between the offer and the answer, and the miner does not hear of it.
+            await asyncio.gather(
+                OutsideMiner(liar.url, OUTSIDER, 1, 1.0, said.append).run(1),
+                OutsideMiner(quiet.url, OUTSIDER, 1, 1.0, said.append).run(3),
+            )
         return said
 
     said = asyncio.run(story())
@@ -145,7 +165,7 @@ def test_a_stale_unit_is_only_lost(quiet: Running) -> None:
 
 def test_the_node_and_the_outside_miner_read_the_same_key_file(tmp_path: Path) -> None:
     OUTSIDER.create(tmp_path / "key")
-    assert load_worker_key(tmp_path / "key").address == OUTSIDER.address
+    assert command.load_worker_key(tmp_path / "key").address == OUTSIDER.address
 
 
 @pytest.mark.parametrize(
@@ -157,18 +177,18 @@ def test_other_files_are_no_keys(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     path.chmod(0o600)
     with pytest.raises(WalletError, match="not a worker key") as caught:
-        load_worker_key(path)
+        command.load_worker_key(path)
     assert caught.value.__cause__ is None
 
 
 def test_a_key_that_others_can_read_or_that_is_missing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WalletError, match="cannot read") as caught:
-        load_worker_key(tmp_path / "none")
+        command.load_worker_key(tmp_path / "none")
     assert caught.value.exit_code == ExitCode.NOT_FOUND
     OUTSIDER.create(tmp_path / "key")
     (tmp_path / "key").chmod(0o640)
     with pytest.raises(WalletError, match="other users"):
-        load_worker_key(tmp_path / "key")
+        command.load_worker_key(tmp_path / "key")
 
 
 def test_without_a_key_it_says_how_to_make_one() -> None:
