@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, Protocol, TypeVar
+
+from worker.compute import run_on
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,7 +26,7 @@ class ThreadCompute:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compute")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args, **kwargs))
+        return await run_on(self._pool, function, *args, **kwargs)
 
     def close(self) -> None:
         """Wait for what runs; refuse what would come."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tilework.options import rpc_option
 from tilework.output import CliError, Command, emit, notice
 from wallet.errors import ExitCode
-from worker.key import WorkerKey, WorkerKeyError, WorkerKeyMalformed, WorkerKeyUnreadable
+
+if TYPE_CHECKING:
+    from worker.key import WorkerKey
 
 NICENESS = 10
 
@@ -65,6 +68,8 @@ def mine(key_file: Path | None, threads: int, units: int | None, idle_duty: floa
 
 def load_worker_key(path: Path) -> WorkerKey:
     """The key in a worker's key file. Raises `CliError` (worker-key)."""
+    from worker.key import WorkerKey, WorkerKeyError, WorkerKeyMalformed, WorkerKeyUnreadable  # help needs no numpy
+
     try:
         return WorkerKey.load(path)
     except WorkerKeyError as error:

@@ -23,6 +23,18 @@ class Bench(Protocol):
         """What `function` returns or raises."""
 
 
+async def run_on(pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `function` returns or raises on a thread of `pool`; a StopIteration comes as a RuntimeError (PEP 479)."""
+
+    def call() -> T:
+        try:
+            return function(*args, **kwargs)
+        except StopIteration as error:  # no future can carry it: whoever waits would wait for ever
+            raise RuntimeError("a function on a thread ran out of an iterator") from error
+
+    return await asyncio.get_running_loop().run_in_executor(pool, call)
+
+
 class LowPriorityCompute:
     """One long-lived thread that yields to everything else on the machine.
 
@@ -35,14 +47,7 @@ class LowPriorityCompute:
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `function` returns or raises."""
-
-        def call() -> T:
-            try:
-                return function(*args, **kwargs)
-            except StopIteration as error:  # no future can carry it (PEP 479): whoever waits would wait for ever
-                raise RuntimeError("a function on the bench ran out of an iterator") from error
-
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        return await run_on(self._pool, function, *args, **kwargs)
 
     def close(self) -> None:
         """Wait for what runs; refuse what would come."""

@@ -155,7 +155,7 @@ class Producer:
 
 def _held(chain: Chain, state: StateReader, address: bytes) -> list[Held]:
     worker = WORKERS.get(state, address)
-    found = []
+    packets = []
     for slot in worker.slots if worker is not None else ():
         packet = PACKETS.get(state, slot.packet_id)
         if packet is None or packet.status != PacketStatus.HELD:
@@ -164,5 +164,5 @@ def _held(chain: Chain, state: StateReader, address: bytes) -> list[Held]:
         assert group is not None, "a packet without its group"
         complete = group.completed_at > 0
         until = group.closes_at if complete else jobs.deadline(chain.params, packet)
-        found.append(Held(slot.packet_id, packet, until, complete))
-    return found
+        packets.append(Held(slot.packet_id, packet, until, complete))
+    return packets

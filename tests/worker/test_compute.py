@@ -6,11 +6,13 @@ import asyncio
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from consensus import work
 from consensus.shape import Shape
+from node.compute import ThreadCompute
 from worker.bench import idle_unit_seconds
 from worker.compute import LowPriorityCompute
 from worker.stats import MinerStats
@@ -34,15 +36,18 @@ def test_the_thread_yields_to_everything_else() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("make", [LowPriorityCompute, lambda: ThreadCompute(2)], ids=["bench", "node"])
 @pytest.mark.parametrize("raised", [ValueError, StopIteration, asyncio.CancelledError, SystemExit])
-def test_whatever_a_function_raises_reaches_who_waits(raised: type[BaseException]) -> None:
+def test_whatever_a_function_raises_reaches_who_waits(
+    raised: type[BaseException], make: Callable[[], LowPriorityCompute | ThreadCompute]
+) -> None:
     """A future cannot carry a StopIteration: without care its caller would wait for ever."""
 
     def fail() -> None:
         raise raised
 
     async def story() -> None:
-        bench = LowPriorityCompute()
+        bench = make()
         try:
             with pytest.raises(RuntimeError if raised is StopIteration else raised):
                 async with asyncio.timeout(5):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tests.wallet.network import ALICE, FUNDS, Running, register_worker, rules, 
 from tests.wallet.proxy import lying_node
 from tilework import mine as command
 from wallet.client.client import Client
+from wallet.client.rpc import NetworkError
 from wallet.client.units import OutsideMiner, told
 from wallet.errors import ExitCode, WalletError
 from worker.key import WorkerKey
@@ -99,6 +100,47 @@ def test_an_answer_that_was_lost_is_sent_again_and_not_computed_again(quiet: Run
     done = asyncio.run(story())
     assert done.packet_units == 8, "each packet was computed once"
     assert done.packets_answered >= 9, "and one of them answered twice"
+
+
+def test_it_outlives_a_node_that_is_away_for_a_while(quiet: Running) -> None:
+    async def story() -> None:
+        with lying_node(quiet.url) as liar:
+            miner = OutsideMiner(liar.url, OUTSIDER, 1, 0.2, lambda _text: None)
+            working = asyncio.create_task(miner.run())
+            await _until(lambda: miner.stats.blocks_won > 0)
+            liar.is_down = True
+            await asyncio.sleep(0.5)
+            won = miner.stats.blocks_won
+            liar.is_down = False
+            await _until(lambda: miner.stats.blocks_won > won)
+            working.cancel()
+            await asyncio.wait([working])
+            assert working.cancelled()
+
+    asyncio.run(story())
+
+
+def test_a_node_that_stays_away_is_one_clear_error(quiet: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where several things were under way when patience ended."""
+    monkeypatch.setattr("wallet.client.units._PATIENCE_SECONDS", 0.5)
+
+    async def story() -> None:
+        with lying_node(quiet.url) as liar:
+            miner = OutsideMiner(liar.url, OUTSIDER, 1, 0.2, lambda _text: None)
+            working = asyncio.create_task(miner.run())
+            await _until(lambda: miner.stats.blocks_won > 0)
+            liar.is_down = True
+            with pytest.raises(NetworkError) as caught:
+                await asyncio.wait_for(working, 30)
+            assert caught.value.exit_code == ExitCode.NETWORK
+
+    asyncio.run(story())
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  (any condition, not one that signals)
+            await asyncio.sleep(0.02)
 
 
 def test_as_a_process_it_stops_at_control_c_and_reports(quiet: Running, tmp_path: Path) -> None:
