@@ -18,12 +18,15 @@ from devnet import control, layout, watch
 from devnet.control import Order
 from devnet.layout import DevnetError, Layout, Measured, Record
 from devnet.processes import NodeProcess, Processes
-from devnet.watch import NetworkState, NodeClient, Observer
+from devnet.watch import NetworkState, Observer
+from wallet.client.gateway import Gateway
+from wallet.client.transactions import Network
+from wallet.errors import WalletError
 
 Say = Callable[[str], None]
 
 
-class Status(Struct, frozen=True):
+class DevnetStatus(Struct, frozen=True):
     """What `tilework devnet status` answers."""
 
     devnet: Record
@@ -34,7 +37,7 @@ class Devnet:
     """The nodes of a network and the doors to them. Made by `running`."""
 
     def __init__(
-        self, where: Layout, rules: ChainParams, record: Record, processes: Processes, clients: Sequence[NodeClient]
+        self, where: Layout, rules: ChainParams, record: Record, processes: Processes, clients: Sequence[Gateway]
     ) -> None:
         self._layout = where
         self._rules = rules
@@ -73,11 +76,11 @@ class Devnet:
             await watch.wait_ready(client, node.name, self._processes.check_alive)
             await watch.check_identity(client, node.name, self._record.genesis_hash)
         say("every node serves; registering their workers")
-        genesis_hash = bytes.fromhex(self._record.genesis_hash)
+        network = Network(self._rules, bytes.fromhex(self._record.genesis_hash))
         try:
             for client, node in zip(self._clients, nodes, strict=True):
-                await watch.register_worker(client, self._rules, genesis_hash, node)
-        except watch.Unreachable as error:
+                await watch.register_worker(client, network, node)
+        except WalletError as error:
             message = f"a worker could not be registered: {error}"
             raise DevnetError("not-registered", message, "read the logs: tilework devnet logs") from None
         told = -1
@@ -93,7 +96,7 @@ class Devnet:
     async def carry_out(self, order: Order) -> Struct:
         """What another command wants. Raises DevnetError."""
         if order.do == "status":
-            return Status(self.record, await self.look())
+            return DevnetStatus(self.record, await self.look())
         process = self._processes.node(order.node)
         if order.do == "kill":
             if process.pid is None:
@@ -127,7 +130,7 @@ async def running(
             layout.prepare_node(where, node.index)
             arguments = layout.node_arguments(record, node.index, duty)
             nodes.append(NodeProcess(node.name, arguments, where.node(node.index) / "node.log"))
-        clients = [await stack.enter_async_context(NodeClient(node.rpc)) for node in record.nodes]
+        clients = [await stack.enter_async_context(Gateway(node.rpc, patience_seconds=0)) for node in record.nodes]
         processes = Processes(nodes)
         devnet = Devnet(where, rules, record, processes, clients)
         stack.callback(devnet.mark, "stopped", None)

@@ -1,31 +1,25 @@
-"""What a devnet asks of its nodes over RPC: whether they are ready, their registration as workers, how the network is.
-
-The answers are declared here with the few fields that are looked at.
-"""
+"""What a devnet asks of its nodes over RPC: whether they are ready, their workers' registration, how the network is."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Literal, Self, TypeVar
 
-import aiohttp
-import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 from msgspec.structs import replace
 
-from consensus.codec import encode
+from api.chain import HeaderView, PacketUnitView
+from api.params import MAX_JOBS
 from consensus.params import ChainParams
-from consensus.rules.payloads import intrinsic_gas
 from consensus.shape import MAX_UNIT_BYTES
-from consensus.transaction import RegisterWorker, TxBody
+from consensus.transaction import RegisterWorker
 from devnet import keys
 from devnet.layout import DevnetError, NodeRecord
-
-T = TypeVar("T")
+from wallet.client.gateway import Gateway
+from wallet.client.purse import Purse
+from wallet.client.transactions import Network
+from wallet.errors import WalletError
 
 WORKER_PACKETS = 32
 """Packets that each worker may hold at once, as soon as its score allows; its bond is one slot's for each."""
@@ -33,121 +27,16 @@ WORKER_PRICE = 10_000
 """Grains per 2²⁰ MACs: at the least base fee, about what the gas for a packet's bytes costs besides."""
 RECENT_BLOCKS = 50
 
-_CALL_SECONDS = 15.0
 _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _PATIENCE_BLOCKS = 60
 """For a registration to be in force, which takes about ten blocks; luck and a busy machine may stretch them."""
 
 
-class ChainInfo(Struct, frozen=True):
-    """Of `chain_info`."""
-
-    height: int
-    tip: str
-    genesis_hash: str
-
-
-class _Unit(Struct, frozen=True):
-    kind: Literal["idle", "packet"]
-
-
-class _Header(Struct, frozen=True):
-    height: int
-    parent: str
-    unit: _Unit
-
-
-class _Supply(Struct, frozen=True):
-    circulating: int
-
-
-class _NodeInfo(Struct, frozen=True):
-    peers: int
-
-
-class _Job(Struct, frozen=True):
-    status: str
-
-
-class _Worker(Struct, frozen=True):
-    registered: bool
-    active: bool
-    since: int
-
-
-class _Account(Struct, frozen=True):
-    next_nonce: int
-
-
-class _Fees(Struct, frozen=True):
-    suggested_tip: int
-    suggested_max_base_fee: int
-
-
-class _Sent(Struct, frozen=True):
-    txid: str
-
-
-class _Error(Struct, frozen=True):
-    message: str
-
-
-class _Response(Struct, frozen=True):
-    result: Raw = Raw()
-    error: _Error | None = None
-
-
-_response_decoder = msgspec.json.Decoder(_Response)
-
-
-class Unreachable(Exception):
-    """A node did not answer a call; the text says why."""
-
-
-class NodeClient:
-    """Calls one node. `async with` it inside a running loop."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._numbers = itertools.count(1)
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._session.close()
-
-    async def is_ready(self) -> bool:
-        """Whether /ready says so."""
-        try:
-            async with self._session.get(f"{self._url}/ready") as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            return False
-
-    async def call(self, method: str, kind: type[T], **params: object) -> T:
-        """The result of `method`, decoded as `kind`. Raises Unreachable, also where the node refuses."""
-        request = {"jsonrpc": "2.0", "id": next(self._numbers), "method": method, "params": params}
-        try:
-            async with self._session.post(
-                self._url, data=msgspec.json.encode(request), headers={"Content-Type": "application/json"}
-            ) as reply:
-                response = _response_decoder.decode(await reply.read())
-            if response.error is None:
-                return msgspec.json.decode(response.result, type=kind)
-        except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
-            raise Unreachable(f"{self._url}: {error or type(error).__name__}") from None
-        raise Unreachable(f"{self._url} refuses {method}: {response.error.message}")
-
-
-async def wait_ready(client: NodeClient, name: str, check_alive: Callable[[], None]) -> None:
+async def wait_ready(client: Gateway, name: str, check_alive: Callable[[], None]) -> None:
     """Return once /ready says so. Raises DevnetError (not-ready), or what `check_alive` raises meanwhile."""
     deadline = time.monotonic() + _READY_SECONDS
-    while not await client.is_ready():
+    while not await client.rpc.is_ready():
         check_alive()
         if time.monotonic() > deadline:
             message = f"{name} was not ready within {_READY_SECONDS:g} s"
@@ -155,9 +44,9 @@ async def wait_ready(client: NodeClient, name: str, check_alive: Callable[[], No
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def check_identity(client: NodeClient, name: str, genesis_hash: str) -> None:
+async def check_identity(client: Gateway, name: str, genesis_hash: str) -> None:
     """Raise DevnetError (port-taken) if what answers is a node of another network: its port was taken in between."""
-    info = await client.call("chain_info", ChainInfo)
+    info = await client.info()
     if info.genesis_hash != genesis_hash:
         message = f"another network's node answers on the port that {name} was to have"
         raise DevnetError("port-taken", message, "start again: another port is chosen then")
@@ -166,32 +55,30 @@ async def check_identity(client: NodeClient, name: str, genesis_hash: str) -> No
 # ---------------------------------------------------------------------- workers
 
 
-async def register_worker(client: NodeClient, rules: ChainParams, genesis_hash: bytes, node: NodeRecord) -> bool:
+async def register_worker(client: Gateway, network: Network, node: NodeRecord) -> bool:
     """Register a node's worker from its own account; tells whether a transaction was needed.
 
-    After a long pause the chain holds a worker for absent: then this refreshes it. Raises Unreachable.
+    After a long pause the chain holds a worker for absent: then this refreshes it. Raises `WalletError`.
     """
-    known = await client.call("worker_get", _Worker, address=node.worker)
+    known = await client.worker(node.worker)
     if known.active:
         return False
-    account = await client.call("state_getAccount", _Account, address=node.worker)
-    fees = await client.call("tx_fees", _Fees)
     key = keys.account(node.index + 1)
     payload = RegisterWorker(
         x25519_key=key.x25519_key,
         min_price=WORKER_PRICE,
         max_unit_bytes=MAX_UNIT_BYTES,
         max_packets=WORKER_PACKETS,
-        bond=0 if known.registered else WORKER_PACKETS * rules.slot_bond,
+        bond=0 if known.registered else WORKER_PACKETS * network.params.slot_bond,
     )
-    body = TxBody(key.public_key, account.next_nonce, fees.suggested_tip, 0, fees.suggested_max_base_fee, payload)
-    transaction = key.transaction(replace(body, gas_limit=intrinsic_gas(rules, body)), genesis_hash)
-    await client.call("tx_send", _Sent, transaction=encode(transaction).hex())
+    (body,) = await Purse(client, network, key.public_key).prepare([payload], "a worker's bond")
+    txid = body.txid(network.genesis_hash).hex()
+    await client.send(key.transaction(body, network.genesis_hash), txid)
     return True
 
 
 async def wait_in_force(
-    client: NodeClient,
+    client: Gateway,
     rules: ChainParams,
     nodes: Sequence[NodeRecord],
     progress: Callable[[int, int], None],
@@ -207,9 +94,9 @@ async def wait_in_force(
     while True:
         check_alive()
         try:
-            height = (await client.call("chain_info", ChainInfo)).height
-            workers = [await client.call("worker_get", _Worker, address=node.worker) for node in nodes]
-        except Unreachable:
+            height = (await client.info()).height
+            workers = [await client.worker(node.worker) for node in nodes]
+        except WalletError:
             workers = []
         else:
             known = all(worker.registered for worker in workers)
@@ -254,9 +141,9 @@ class NetworkState(Struct, frozen=True):
 class Observer:
     """Looks at the network, and remembers the recent blocks so that each is asked for once."""
 
-    def __init__(self, clients: Sequence[NodeClient]) -> None:
+    def __init__(self, clients: Sequence[Gateway]) -> None:
         self._clients = clients
-        self._recent: dict[str, _Header] = {}
+        self._recent: dict[str, HeaderView] = {}
 
     async def look(self, nodes: Sequence[tuple[str, int | None]]) -> NetworkState:
         """The network's state; `nodes` are the names and process ids."""
@@ -270,41 +157,38 @@ class Observer:
         client, tip = self._clients[best], states[best].tip
         assert tip is not None
         try:
-            jobs = await client.call("job_list", list[_Job])
-            supply = await client.call("chain_supply", _Supply)
+            jobs = await client.jobs(None, MAX_JOBS)
+            supply = await client.supply()
             recent = await self._follow(client, tip)
-        except Unreachable:
+        except WalletError:
             return view
         return replace(
             view,
             jobs=sum(job.status in ("open", "complete") for job in jobs),
-            useful=sum(header.unit.kind == "packet" for header in recent),
+            useful=sum(isinstance(header.unit, PacketUnitView) for header in recent),
             recent=len(recent),
             circulating_grains=supply.circulating,
         )
 
-    async def _follow(self, client: NodeClient, tip: str) -> list[_Header]:
+    async def _follow(self, client: Gateway, tip: str) -> list[HeaderView]:
         """The last blocks of the chain that ends with `tip`, without genesis."""
-        found: dict[str, _Header] = {}
-        identity = tip
-        while len(found) < RECENT_BLOCKS:
-            header = self._recent.get(identity)
-            if header is None:
-                header = await client.call("chain_getHeader", _Header, id=identity)
+        recent: dict[str, HeaderView] = {}
+        block_id = tip
+        while len(recent) < RECENT_BLOCKS:
+            header = self._recent.get(block_id) or await client.block_header(block_id)
             if header.height == 0:
                 break
-            found[identity] = header
-            identity = header.parent
-        self._recent = found
-        return list(found.values())
+            recent[block_id] = header
+            block_id = header.parent
+        self._recent = recent
+        return list(recent.values())
 
 
-async def _look(client: NodeClient, name: str, pid: int | None) -> NodeState:
+async def _look(client: Gateway, name: str, pid: int | None) -> NodeState:
     if pid is None:
         return NodeState(name, None)
     try:
-        info = await client.call("chain_info", ChainInfo)
-        peers = (await client.call("node_info", _NodeInfo)).peers
-    except Unreachable:
+        info, node = await client.info(), await client.node()
+    except WalletError:
         return NodeState(name, pid)
-    return NodeState(name, pid, info.height, info.tip, peers)
+    return NodeState(name, pid, info.height, info.tip, node.peers)

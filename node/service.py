@@ -30,6 +30,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from msgspec import Struct
 
+from api.node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from consensus import work
 from consensus.address import encode_address
 from consensus.block import Block
@@ -57,11 +58,10 @@ from node.rpc.context import Context
 from node.rpc.methods import TABLE, TITLE
 from node.rpc.methods_chain import is_syncing
 from node.rpc.registry import Info
-from node.rpc.server import Probes, RpcConfig, RpcServer, Status
+from node.rpc.server import Probes, Readiness, RpcConfig, RpcServer
 from node.rpc.subscriptions import Hub
 from node.rpc.tensors import TensorRoutes
 from node.rpc.topics import Publisher
-from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from worker.compute import LowPriorityCompute
 from worker.key import WorkerKey, WorkerKeyError
 from worker.stats import MinerStats
@@ -303,20 +303,20 @@ class Node:
 
     # ------------------------------------------------------------------ probes
 
-    def _health(self) -> Status:
-        return Status(self._failure is None, "" if self._failure is None else str(self._failure))
+    def _health(self) -> Readiness:
+        return Readiness(self._failure is None, "" if self._failure is None else str(self._failure))
 
-    def ready(self) -> Status:
+    def ready(self) -> Readiness:
         """Whether the node takes its full part; if not, the first reason."""
         if self._failure is not None:
-            return Status(False, str(self._failure))
+            return Readiness(False, str(self._failure))
         if self.network.address is None:
-            return Status(False, "not listening for peers")
+            return Readiness(False, "not listening for peers")
         if behind := self._why_behind():
-            return Status(False, behind)
+            return Readiness(False, behind)
         if self.miner is not None and not self._mining:
-            return Status(False, "the miner is not running")
-        return Status(True)
+            return Readiness(False, "the miner is not running")
+        return Readiness(True)
 
     def _why_behind(self) -> str:
         """What keeps the node from the network's tip; empty when it is there."""

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("consensus", "vm", "worker", "wallet", "node", "devnet", "tilework")
+PACKAGES = ("consensus", "vm", "api", "worker", "wallet", "node", "devnet", "tilework")
 
 ALLOWED = {
     "consensus": {"consensus"},
     "vm": {"vm", "consensus"},
+    "api": {"api", "consensus"},
     "worker": {"worker", "consensus"},
-    "wallet": {"wallet", "worker", "consensus"},
-    "node": {"node", "vm", "worker", "consensus"},
-    "devnet": {"devnet", "node", "wallet", "worker", "vm", "consensus"},
-    "tilework": {"tilework", "devnet", "node", "wallet", "worker", "vm", "consensus"},
+    "wallet": {"wallet", "api", "worker", "consensus"},
+    "node": {"node", "vm", "api", "worker", "consensus"},
+    "devnet": {"devnet", "node", "wallet", "api", "worker", "vm", "consensus"},
+    "tilework": {"tilework", "devnet", "node", "wallet", "api", "worker", "vm", "consensus"},
 }
 
 LONG_FOR_A_REASON = {

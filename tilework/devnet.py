@@ -25,7 +25,7 @@ from consensus.params import TILE
 from devnet import control, keys
 from devnet.control import Order
 from devnet.layout import MAX_NODES, RPC_PORT, DevnetError, Layout, NodeRecord, Record, command
-from devnet.supervisor import Devnet, Status, running
+from devnet.supervisor import Devnet, DevnetStatus, running
 from devnet.watch import NetworkState
 from tilework.options import DIRECTORY_VARIABLE as WALLET_DIRECTORY_VARIABLE
 from tilework.options import RPC_VARIABLE
@@ -147,7 +147,7 @@ def status(layout: Layout) -> None:
     with _refusals():
         record = layout.read()
         try:
-            found = msgspec.json.decode(control.send(layout.control, Order("status")), type=Status)
+            found = msgspec.json.decode(control.send(layout.control, Order("status")), type=DevnetStatus)
         except DevnetError as error:
             if error.code != "not-running":
                 raise

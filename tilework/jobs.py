@@ -36,10 +36,10 @@ from wallet.accounts.keystore import Keystore
 from wallet.errors import ExitCode
 
 if TYPE_CHECKING:
+    from api.work import Explanation, JobView
     from wallet.accounts.keys import SigningKey
     from wallet.client.job import Job, Progress
     from wallet.client.offers import Offer
-    from wallet.client.views import Explanation, JobView
 
 DEVNET_RECORD = Path(".devnet") / "devnet.json"
 """Where `tilework devnet up` describes the network that it runs, seen from the directory that it was started in."""

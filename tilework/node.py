@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 import click
 from msgspec import Struct
 
+from api.chain import ChainInfo
+from api.node import MempoolInfo, MiningInfo, NodeInfo
 from node.config import CONFIG_VARIABLE, SETTINGS, Config, ConfigError, Setting, load, template
 from tilework.options import rpc_option
 from tilework.output import CliError, Command, Group, emit
@@ -129,29 +131,11 @@ def init_config(path: Path | None) -> None:
     emit({"path": str(path)}, f"{path}: edit it, then `tilework node run --config {path}`")
 
 
-class _Info(Struct, frozen=True):
-    version: str
-    network: str
-    node_id: str
-    p2p_address: str
-    rpc_address: str
-    miner: str | None
-    uptime_seconds: float
-    peers: int
-    height: int
-
-
-class _Chain(Struct, frozen=True):
-    tip: str
-    best_header_height: int
-    syncing: bool
-
-
 class _Status(Struct, frozen=True):
-    node: _Info
-    chain: _Chain
-    mempool: dict[str, int]
-    mining: dict[str, Any]
+    node: NodeInfo
+    chain: ChainInfo
+    mempool: MempoolInfo
+    mining: MiningInfo
 
 
 @node.command()
@@ -161,15 +145,15 @@ def status(url: str) -> None:
     found = asyncio.run(_ask_status(url))
     info, chain = found.node, found.chain
     lag = f", syncing to {chain.best_header_height}" if chain.syncing else ""
-    blocks = found.mining.get("idle_blocks", 0) + found.mining.get("packet_blocks", 0)
-    mining = f"{blocks} blocks, {found.mining['packets_answered']} packets" if found.mining["enabled"] else "off"
+    mining, waiting = found.mining, found.mempool
+    blocks = mining.idle_blocks + mining.packet_blocks
     rows = {
         "network": info.network,
         "height": f"{info.height}{lag}",
         "tip": chain.tip,
         "peers": info.peers,
-        "mempool": f"{found.mempool['transactions']} transactions, {found.mempool['results']} results",
-        "mining": mining,
+        "mempool": f"{waiting.transactions} transactions, {waiting.results} results",
+        "mining": f"{blocks} blocks, {mining.packets_answered} packets" if mining.enabled else "off",
         "miner": info.miner or "–",
         "RPC": info.rpc_address,
         "P2P": info.p2p_address,
@@ -194,10 +178,10 @@ async def _ask_status(url: str) -> _Status:
 
     async with RpcClient(url) as rpc:
         return _Status(
-            await rpc.call("node_info", result=_Info),
-            await rpc.call("chain_info", result=_Chain),
-            await rpc.call("node_mempool", result=dict[str, int]),
-            await rpc.call("node_mining", result=dict[str, Any]),
+            await rpc.call("node_info", result=NodeInfo),
+            await rpc.call("chain_info", result=ChainInfo),
+            await rpc.call("node_mempool", result=MempoolInfo),
+            await rpc.call("node_mining", result=MiningInfo),
         )
 
 

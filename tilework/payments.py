@@ -32,8 +32,8 @@ from wallet.accounts.payment import PaymentRequest
 from wallet.errors import ExitCode
 
 if TYPE_CHECKING:
+    from api.chain import MovementView
     from wallet.client.payments import Payment
-    from wallet.client.views import MovementView
 
 _WHY = {
     "sent": "sent",

@@ -10,11 +10,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from msgspec import Struct
+from msgspec.structs import asdict
 
+from api.work import WorkerView
 from consensus.params import ChainParams
 from consensus.shape import MAX_UNIT_BYTES
 from consensus.transaction import Payload, RegisterWorker, RetireWorker
@@ -26,30 +28,16 @@ from wallet.errors import ExitCode, WalletError
 from worker.key import WorkerKey, WorkerKeyError
 
 if TYPE_CHECKING:
+    from api.chain import TxView
     from wallet.client.gateway import Gateway
-    from wallet.client.views import TxView
 
 WAIT_SECONDS = 120.0
 _LOOK_SECONDS = 0.5
 
 
-class WorkerState(Struct, frozen=True):
+class WorkerState(WorkerView, frozen=True):
     """`worker_get`, and the spendable balance beside it."""
 
-    address: str
-    registered: bool
-    active: bool
-    bond: int
-    score: int
-    slots: int
-    slots_used: int
-    min_price: int
-    max_unit_bytes: int
-    max_packets: int
-    since: int
-    seen: int
-    retired_at: int | None
-    held: list[str]
     balance: int = 0
 
 
@@ -189,10 +177,8 @@ async def _ask(key: WorkerKey, url: str) -> WorkerState:
 
 
 async def _state(gateway: Gateway, address: str) -> WorkerState:
-    fields: dict[str, Any] = await gateway.ask("worker_get", {"address": address}, result=dict[str, Any])
-    account = await gateway.account(address)
-    known = {name: fields[name] for name in WorkerState.__struct_fields__ if name in fields}
-    return WorkerState(**known | {"balance": account.balance})
+    worker, account = await gateway.worker(address), await gateway.account(address)
+    return WorkerState(**asdict(worker), balance=account.balance)
 
 
 async def _send(key: WorkerKey, url: str, payload: Callable[[ChainParams, WorkerState], Payload], wait: bool) -> Sent:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from api.errors import INVALID_PARAMS, REJECTED, UNAVAILABLE
+from api.node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from consensus.address import AddressError, decode_address, encode_address
 from consensus.codec import decode
 from consensus.errors import ConsensusError, MissingTensor, Reason
@@ -19,8 +21,7 @@ from node.compute import Compute
 from node.mining.desk import WorkUnit
 from node.pool.mempool import Mempool, PoolError
 from node.pool.results import ResultPool
-from node.rpc.jsonrpc import INVALID_PARAMS, REJECTED, UNAVAILABLE, RpcError
-from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
+from node.rpc.jsonrpc import RpcError
 
 T = TypeVar("T")
 

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from msgspec import Meta
-
+from api.chain import BlockView, ChainInfo, HeaderView, Supply
+from api.errors import INVALID_PARAMS, NOT_FOUND, UNAVAILABLE
+from api.params import NoParams, WhichBlock
+from api.rules import ParamsView
 from consensus import state
 from consensus.codec import encode
 from consensus.state import StateReader
 from node.chain.chain import Chain
 from node.chain.headers import HeaderEntry
-from node.genesis import ParamsView, to_view
 from node.rpc.context import Context
-from node.rpc.jsonrpc import INVALID_PARAMS, NOT_FOUND, UNAVAILABLE, RpcError
-from node.rpc.registry import NoParams, Params, Table
-from node.rpc.views import BlockView, ChainInfo, HeaderView, Hex32, Placed, Supply, header_view, result_view, tx_view
+from node.rpc.jsonrpc import RpcError
+from node.rpc.registry import Table
+from node.rpc.views import Placed, header_view, result_view, tx_view
 
 TABLE: Table[Context] = Table()
 
 _SYNCING_BEHIND = 2
 """Headers ahead of the tip from which on a node calls itself syncing; one is a block on its way."""
-
-
-class Which(Params, frozen=True):
-    """A block by id or by height; neither means the tip."""
-
-    id: Annotated[Hex32, Meta(description="Id of the block.")] | None = None
-    height: Annotated[int, Meta(ge=0, description="Height in the main chain. Without both: the tip.")] | None = None
 
 
 @TABLE.method("chain_info")
@@ -39,17 +31,17 @@ async def chain_info(node: Context, _params: NoParams) -> ChainInfo:
 @TABLE.method("chain_params")
 async def chain_params(node: Context, _params: NoParams) -> ParamsView:
     """All rules of the network. Saved to a file, they are what `tilework node run --genesis` reads to join it."""
-    return to_view(node.chain.params)
+    return ParamsView.of(node.chain.params)
 
 
 @TABLE.method("chain_getHeader", errors=[NOT_FOUND])
-async def chain_get_header(node: Context, params: Which) -> HeaderView:
+async def chain_get_header(node: Context, params: WhichBlock) -> HeaderView:
     """A header, by id or by height; of a block with several proofs, the copy that its child names."""
     return await node.compute.run(lambda: header_of(node.chain, find(node.chain, params)))
 
 
 @TABLE.method("chain_getBlock", errors=[NOT_FOUND, UNAVAILABLE])
-async def chain_get_block(node: Context, params: Which) -> BlockView:
+async def chain_get_block(node: Context, params: WhichBlock) -> BlockView:
     """A whole block, by id or by height."""
     return await node.compute.run(lambda: _block(node.chain, find(node.chain, params)))
 
@@ -70,7 +62,7 @@ def is_syncing(chain: Chain) -> bool:
     return chain.best_header.height - chain.tip.height >= _SYNCING_BEHIND
 
 
-def find(chain: Chain, which: Which) -> HeaderEntry:
+def find(chain: Chain, which: WhichBlock) -> HeaderEntry:
     """The entry that is meant, or NOT_FOUND."""
     if which.id is not None and which.height is not None:
         raise RpcError(INVALID_PARAMS, "Invalid params: both id and height", fix="Give one of them.")
@@ -151,8 +143,8 @@ def _block(chain: Chain, entry: HeaderEntry) -> BlockView:
     ]
     return BlockView(
         header=header_of(chain, entry),
-        transactions=transactions,
-        results=[result_view(result, prefix) for result in block.body.results],
+        transactions=tuple(transactions),
+        results=tuple(result_view(result, prefix) for result in block.body.results),
         reward_grains=None if outcome is None else outcome.reward,
         size=len(encode(block)),
     )

@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Annotated
 
-from msgspec import Meta
-
+from api.errors import NOT_FOUND
+from api.params import JobListing, OfJob, OfPacket
+from api.work import Explanation, JobView, PacketView
 from consensus import events
 from consensus.state import GROUPS, PACKETS
 from node.chain.chain import Chain
 from node.rpc.context import Context
-from node.rpc.jsonrpc import NOT_FOUND, RpcError
-from node.rpc.registry import Params, Table
+from node.rpc.jsonrpc import RpcError
+from node.rpc.registry import Table
 from node.rpc.story import JobRecord, explanation, gather, job_view, packet_views
-from node.rpc.views import Hex32
-from node.rpc.views_work import Explanation, JobView, PacketView
 
 TABLE: Table[Context] = Table()
 
-MAX_JOBS = 200
 
 _SCANNED_BLOCKS = 2_000
 """How far back a list of everybody's jobs reaches beyond those that are open."""
 _SCANNED_MOVEMENTS = 20_000
 """How many movements of one owner are looked through for jobs."""
-
-
-class OfJob(Params, frozen=True):
-    """A job."""
-
-    job: Annotated[Hex32, Meta(description="The job: the id of the transaction that submitted it.")]
-
-
-class Listing(Params, frozen=True):
-    """Which jobs."""
-
-    owner: Annotated[str, Meta(max_length=90, description="Only the jobs of this account.")] | None = None
-    limit: Annotated[int, Meta(ge=1, le=MAX_JOBS, description="Most jobs to give.")] = 50
-
-
-class OfPacket(Params, frozen=True):
-    """A packet."""
-
-    packet: Annotated[Hex32, Meta(description="Id of the packet, from `job_packets`.")]
-    job: (
-        Annotated[Hex32, Meta(description="Its job: needed only if it was never dealt and the job has closed.")] | None
-    ) = None
 
 
 @TABLE.method("job_get", errors=[NOT_FOUND])
@@ -62,7 +37,7 @@ async def job_packets(node: Context, params: OfJob) -> list[PacketView]:
 
 
 @TABLE.method("job_list")
-async def job_list(node: Context, params: Listing) -> list[JobView]:
+async def job_list(node: Context, params: JobListing) -> list[JobView]:
     """Jobs of one account or of everybody, newest first: those that are open, and those of the last 2,000 blocks."""
     owner = None if params.owner is None else node.address(params.owner)
 

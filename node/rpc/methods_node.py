@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from msgspec import Meta
-
+from api.errors import INVALID_PARAMS
+from api.node import Done, MempoolInfo, MiningInfo, NodeInfo, PeerView
+from api.params import NewPeer, NoParams
 from node.rpc.context import Context
-from node.rpc.jsonrpc import INVALID_PARAMS, RpcError
-from node.rpc.registry import NoParams, Params, Table
-from node.rpc.views_node import Done, MempoolInfo, MiningInfo, NodeInfo, PeerView
+from node.rpc.jsonrpc import RpcError
+from node.rpc.registry import Table
 
 TABLE: Table[Context] = Table()
-
-
-class NewPeer(Params, frozen=True):
-    """Where a peer listens."""
-
-    address: Annotated[str, Meta(min_length=3, max_length=262, description="host:port, or [IPv6]:port.")]
 
 
 @TABLE.method("node_info")

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from msgspec import Meta
-
+from api.chain import AccountView, ProofView
+from api.params import OfAccount
 from consensus import state
 from consensus.codec import encode
 from consensus.proofs import trie
 from consensus.state import ACCOUNTS, NODE_PREFIX, StateReader
 from node.chain.headers import HeaderEntry
 from node.rpc.context import Context
-from node.rpc.registry import Params, Table
-from node.rpc.views import AccountView, ProofView
+from node.rpc.registry import Table
 
 TABLE: Table[Context] = Table()
-
-
-class OfAccount(Params, frozen=True):
-    """An account."""
-
-    address: Annotated[str, Meta(max_length=90, description="Address of the account.")]
 
 
 @TABLE.method("state_getAccount")

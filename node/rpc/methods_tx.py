@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
-from msgspec import Meta
 
+from api.chain import Fees, GasView, MovementView, TxSent, TxView
+from api.errors import NOT_FOUND, REJECTED, UNAVAILABLE
+from api.params import History, NoParams, OfTransaction, SignedTransaction
 from consensus import state
 from consensus.params import MAX_TX_BYTES
 from consensus.transaction import Transaction
 from node.chain.chain import Chain
 from node.rpc.context import Context, decode_hex, refusals
-from node.rpc.jsonrpc import NOT_FOUND, REJECTED, UNAVAILABLE, RpcError
-from node.rpc.registry import NoParams, Params, Table
-from node.rpc.views import Fees, GasView, Hex32, MovementView, Placed, TxSent, TxView, tx_view
+from node.rpc.jsonrpc import RpcError
+from node.rpc.registry import Table
+from node.rpc.views import Placed, tx_view
 
 TABLE: Table[Context] = Table()
 
-MAX_MOVEMENTS = 1000
 
 _QUIET_TIP = 1
 """Grains per gas that put a transaction before those that offer nothing."""
 
 
-class Send(Params, frozen=True):
-    """A signed transaction."""
-
-    transaction: Annotated[
-        str, Meta(max_length=2 * MAX_TX_BYTES, description="Canonical bytes of the signed transaction, hexadecimal.")
-    ]
-
-
-class OfTransaction(Params, frozen=True):
-    """A transaction."""
-
-    txid: Annotated[Hex32, Meta(description="Id of the transaction.")]
-
-
-class History(Params, frozen=True):
-    """A page of an account's movements."""
-
-    address: Annotated[str, Meta(max_length=90, description="Address of the account.")]
-    limit: Annotated[int, Meta(ge=1, le=MAX_MOVEMENTS, description="Most movements to give.")] = 50
-    before: Annotated[int, Meta(ge=0, description="Only below this height: the last of the previous page.")] | None = (
-        None
-    )
-
-
 @TABLE.method("tx_send", errors=[REJECTED, UNAVAILABLE])
-async def tx_send(node: Context, params: Send) -> TxSent:
+async def tx_send(node: Context, params: SignedTransaction) -> TxSent:
     """Check a signed transaction, keep it until a block takes it, and tell the network.
 
     The operands of a job must have been uploaded before. A transaction that is pending already is welcome again.

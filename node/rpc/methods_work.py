@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from msgspec import Meta
-
+from api.chain import IdleView
+from api.errors import NOT_READY, REJECTED, UNAVAILABLE
+from api.params import MAX_RESULT_BYTES, ForMiner, SignedResult, Submission
+from api.work import ResultAccepted, UnitOffer, WorkAccepted
 from consensus.block import MAX_HEADER_BYTES, HeaderCore, PacketUnit
 from consensus.codec import decode
 from consensus.transaction import Result
 from node.pool.intake import NotYet
 from node.rpc.context import Context, decode_hex, refusals
-from node.rpc.jsonrpc import NOT_READY, REJECTED, UNAVAILABLE, RpcError
+from node.rpc.jsonrpc import RpcError
 from node.rpc.methods_chain import is_syncing
-from node.rpc.registry import Params, Table
-from node.rpc.views import Hex32, IdleView, unit_view
-from node.rpc.views_work import ResultAccepted, UnitOffer, WorkAccepted
+from node.rpc.registry import Table
+from node.rpc.views import unit_view
 
 TABLE: Table[Context] = Table()
-
-_MAX_RESULT_BYTES = 256
-
-
-class ForMiner(Params, frozen=True):
-    """Who mines."""
-
-    miner: Annotated[str, Meta(max_length=90, description="Address that the block is to reward.")]
-
-
-class Submission(Params, frozen=True):
-    """A winning tile."""
-
-    id: Annotated[Hex32, Meta(description="The unit's id, from `work_getUnit`.")]
-    i: Annotated[int, Meta(ge=0, description="Row of the winning tile.")]
-    j: Annotated[int, Meta(ge=0, description="Column of the winning tile.")]
-    state: Annotated[
-        str,
-        Meta(pattern="^[0-9a-f]*$", min_length=128, max_length=128, description="The tile's 16 × u32, little-endian."),
-    ]
-    product: Annotated[Hex32, Meta(description="Commitment of the unit's whole product, uploaded before.")]
-
-
-class Answer(Params, frozen=True):
-    """A worker's claim."""
-
-    result: Annotated[
-        str, Meta(max_length=2 * _MAX_RESULT_BYTES, description="Canonical bytes of the signed Result, hexadecimal.")
-    ]
 
 
 @TABLE.method("work_getUnit", errors=[NOT_READY])
@@ -94,12 +64,12 @@ async def work_submit(node: Context, params: Submission) -> WorkAccepted:
 
 
 @TABLE.method("work_result", errors=[REJECTED, UNAVAILABLE])
-async def work_result(node: Context, params: Answer) -> ResultAccepted:
+async def work_result(node: Context, params: SignedResult) -> ResultAccepted:
     """Take a worker's signed answer to a packet; the product was uploaded before.
 
     `waiting` says that the packet is not known to be dealt to the worker yet: the next tips try the answer again.
     """
-    result = decode_hex(Result, params.result, _MAX_RESULT_BYTES, "Result")
+    result = decode_hex(Result, params.result, MAX_RESULT_BYTES, "Result")
     with refusals():
         try:
             identity = await node.door.result(result)

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from msgspec import Meta
-
+from api.params import OfWorker, WorkerListing
+from api.work import WorkerView
 from consensus.params import ChainParams
 from consensus.rules import workers
 from consensus.state import WORKERS, StateReader, Worker
 from node.chain.headers import HeaderEntry
 from node.rpc.context import Context
-from node.rpc.registry import Params, Table
-from node.rpc.views_work import WorkerView
+from node.rpc.registry import Table
 
 TABLE: Table[Context] = Table()
-
-MAX_WORKERS = 1000
-
-
-class OfWorker(Params, frozen=True):
-    """A worker."""
-
-    address: Annotated[str, Meta(max_length=90, description="Address of the worker's account.")]
-
-
-class Listing(Params, frozen=True):
-    """Which workers."""
-
-    active_only: Annotated[bool, Meta(description="Only those that packets are dealt to.")] = False
-    limit: Annotated[int, Meta(ge=1, le=MAX_WORKERS, description="Most workers to give.")] = 100
 
 
 @TABLE.method("worker_get")
@@ -41,7 +23,7 @@ async def worker_get(node: Context, params: OfWorker) -> WorkerView:
 
 
 @TABLE.method("worker_list")
-async def worker_list(node: Context, params: Listing) -> list[WorkerView]:
+async def worker_list(node: Context, params: WorkerListing) -> list[WorkerView]:
     """The registered workers, best score first."""
     rules = node.chain.params
 
@@ -58,7 +40,7 @@ async def worker_list(node: Context, params: Listing) -> list[WorkerView]:
 
 def _view(rules: ChainParams, address: str, worker: Worker | None, height: int) -> WorkerView:
     if worker is None:
-        return WorkerView(address, False, False, 0, 0, 0, 0, 0, 0, 0, 0, 0, None, [])
+        return WorkerView(address, False, False, 0, 0, 0, 0, 0, 0, 0, 0, 0, None, ())
     return WorkerView(
         address=address,
         registered=worker.retired_at == 0,
@@ -73,5 +55,5 @@ def _view(rules: ChainParams, address: str, worker: Worker | None, height: int) 
         since=worker.since,
         seen=worker.seen,
         retired_at=worker.retired_at or None,
-        held=[slot.packet_id.hex() for slot in worker.slots],
+        held=tuple(slot.packet_id.hex() for slot in worker.slots),
     )

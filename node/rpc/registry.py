@@ -29,18 +29,11 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 from msgspec.structs import FieldInfo
 
-from node.rpc.jsonrpc import (
-    ERRORS,
-    INVALID_PARAMS,
-    METHOD_NOT_FOUND,
-    ErrorKind,
-    RpcError,
-    decode_array,
-    excerpt,
-    first_byte,
-    is_absent,
-    visit_names,
-)
+from api.errors import ERRORS, INVALID_PARAMS, METHOD_NOT_FOUND, ErrorKind
+from api.fields import HASH_PATTERN, HEX_PATTERN
+from api.params import Params
+from consensus.codec import MAX_AMOUNT
+from node.rpc.jsonrpc import RpcError, decode_array, excerpt, first_byte, is_absent, visit_names
 
 CONVENTIONS = (
     "JSON-RPC 2.0 by POST or over a WebSocket at `/ws`; batches hold at most 100 requests. Parameters go by name or by "
@@ -51,14 +44,6 @@ CONVENTIONS = (
 
 _NAME = re.compile(r"(?:[a-z]+_)?[a-z][A-Za-z0-9]*|rpc\.discover")
 _SCHEMAS = "#/components/schemas/"
-
-
-class Params(Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all parameter structs; its fields carry `Meta(description=…)`."""
-
-
-class NoParams(Params, frozen=True):
-    """For a method that takes none."""
 
 
 N = TypeVar("N")
@@ -405,6 +390,9 @@ _BOUNDS = (
 )
 
 
+_PATTERNS = {HASH_PATTERN: "64 hexadecimal digits", HEX_PATTERN: "hexadecimal digits"}
+
+
 def _type_text(schema: dict[str, Any]) -> str:
     """One line for a schema as msgspec writes them."""
     if "$ref" in schema:
@@ -422,4 +410,7 @@ def _type_text(schema: dict[str, Any]) -> str:
         text += f" of ({item})" if "anyOf" in schema["items"] else f" of {item}"
     elif text == "object" and isinstance(schema.get("additionalProperties"), dict):
         text += f" of {_type_text(schema['additionalProperties'])}"
-    return ", ".join([text, *(words.format(schema[key]) for key, words in _BOUNDS if key in schema)])
+    if words := _PATTERNS.get(schema.get("pattern", "")):
+        return words
+    bounds = [(words, schema[key]) for key, words in _BOUNDS if key in schema]
+    return ", ".join([text, *(words.format(bound) for words, bound in bounds if bound != MAX_AMOUNT)])

@@ -25,20 +25,10 @@ from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 from msgspec import Meta, Raw, Struct
 from yarl import URL
 
-from node.rpc.jsonrpc import (
-    FORBIDDEN,
-    INVALID_REQUEST,
-    LIMIT,
-    NOT_FOUND,
-    TIMEOUT,
-    UNAVAILABLE,
-    Call,
-    Dispatcher,
-    ErrorKind,
-    Observe,
-    RpcError,
-)
-from node.rpc.registry import Info, Method, NoParams, Params, Table, openrpc
+from api.errors import FORBIDDEN, INVALID_REQUEST, LIMIT, NOT_FOUND, TIMEOUT, UNAVAILABLE, ErrorKind
+from api.params import NoParams, Params
+from node.rpc.jsonrpc import Call, Dispatcher, Observe, RpcError
+from node.rpc.registry import Info, Method, Table, openrpc
 from node.rpc.subscriptions import Feed, Hub
 
 logger = logging.getLogger(__name__)
@@ -70,7 +60,7 @@ class RpcConfig(Struct, frozen=True):
     """How long calls in flight may go on at shutdown before they are cancelled."""
 
 
-class Status(Struct, frozen=True):
+class Readiness(Struct, frozen=True):
     """What a probe answers; `reason` says why not."""
 
     ok: bool
@@ -81,8 +71,8 @@ class Status(Struct, frozen=True):
 class Probes:
     """What `/health` (alive), `/ready` (synced and serving) and `/metrics` (Prometheus text) answer."""
 
-    health: Callable[[], Status]
-    ready: Callable[[], Status]
+    health: Callable[[], Readiness]
+    ready: Callable[[], Readiness]
     metrics: Callable[[], bytes]
 
 
@@ -442,6 +432,6 @@ class RpcServer(Generic[N]):
         return web.Response(body=text, headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4; charset=utf-8"})
 
 
-def _status(status: Status) -> web.Response:
+def _status(status: Readiness) -> web.Response:
     body = msgspec.json.encode(status)
     return web.Response(status=200 if status.ok else 503, body=body, content_type="application/json")

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import UnionType
-from typing import Literal, TypeVar
+from typing import TypeVar
 
+from api.work import Explanation, JobEventName, JobStatus, JobView, PacketState, PacketView, StoryLine
 from consensus import events
 from consensus.events import Event
 from consensus.params import ChainParams
@@ -17,16 +18,13 @@ from consensus.rules import jobs
 from consensus.state import GROUPS, PACKETS, Group, Packet, PacketStatus, StateReader
 from consensus.transaction import SubmitJob, Transaction, packet_id_of
 from node.chain.chain import Chain
-from node.rpc.views_work import Explanation, JobEventName, JobStatus, JobView, PacketView, StoryLine
 
 E = TypeVar("E", bound=Event)
 
 Text = Callable[[bytes], str]
 """Shows an address."""
 
-StatusName = Literal["queued", "held", "done", "withdrawn"]
-
-_STATUS: dict[PacketStatus, StatusName] = {
+_STATUS: dict[PacketStatus, PacketState] = {
     PacketStatus.QUEUED: "queued",
     PacketStatus.HELD: "held",
     PacketStatus.DONE: "done",
@@ -111,7 +109,7 @@ def job_view(record: JobRecord, text: Text) -> JobView:
         paid=sum(event.fee for _, event in answers),
         burned=sum(event.burned for _, event in answers),
         workers=len({event.worker for _, event in answers}),
-        blocks_won=[height for height, event in answers if event.won],
+        blocks_won=tuple(height for height, event in answers if event.won),
     )
 
 
@@ -153,7 +151,7 @@ def explanation(record: JobRecord, identity: bytes, text: Text) -> Explanation:
         for height, event in record.of(identity)
     ]
     index = record.packet_ids.index(identity)
-    return Explanation(identity.hex(), record.job.hex(), index, history, _verdict(record, identity, text))
+    return Explanation(identity.hex(), record.job.hex(), index, tuple(history), _verdict(record, identity, text))
 
 
 # --- one event -----------------------------------------------------------------------------------------------------
@@ -230,7 +228,7 @@ def _job_status(record: JobRecord) -> JobStatus:
     return "cancelled" if record.group.cancelled else "open"
 
 
-def _packet_status(record: JobRecord, packet: Packet | None, answered: bool) -> StatusName:
+def _packet_status(record: JobRecord, packet: Packet | None, answered: bool) -> PacketState:
     if packet is not None:
         return _STATUS[packet.status]
     if answered:

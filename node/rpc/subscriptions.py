@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
-from node.rpc.jsonrpc import INVALID_PARAMS, LIMIT, RpcError
+from api.errors import INVALID_PARAMS, LIMIT
+from node.rpc.jsonrpc import RpcError
 from node.rpc.registry import Topic
 
 E = TypeVar("E")

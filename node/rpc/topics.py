@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from api import topics
+from api.chain import HeaderView
+from api.topics import JobEvent, PendingResult, PendingTx, Reorg
 from consensus.address import encode_address
 from consensus.events import Event
 from consensus.transaction import Result, Transaction
@@ -10,18 +13,19 @@ from node.rpc.context import Context
 from node.rpc.registry import Table
 from node.rpc.story import name_of, tell
 from node.rpc.subscriptions import Hub
-from node.rpc.views import HeaderView, header_view, kind_name
-from node.rpc.views_node import JobEvent, PendingResult, PendingTx, Reorg
+from node.rpc.views import header_view, kind_name
 
 TABLE: Table[Context] = Table()
 
 NEW_HEADS = TABLE.topic(
-    "newHeads", HeaderView, "Each block that joins the main chain, in order; after a reorganisation the new branch's."
+    topics.NEW_HEADS,
+    HeaderView,
+    "Each block that joins the main chain, in order; after a reorganisation the new branch's.",
 )
-PENDING_TRANSACTIONS = TABLE.topic("pendingTransactions", PendingTx, "Each transaction that enters the mempool.")
-JOBS = TABLE.topic("jobs", JobEvent, "What happens to jobs and packets, as main-chain blocks say it.")
-RESULTS = TABLE.topic("results", PendingResult, "Each verified Result that enters the pool.")
-REORGS = TABLE.topic("reorgs", Reorg, "Each reorganisation, before the new branch's heads.")
+PENDING_TRANSACTIONS = TABLE.topic(topics.PENDING_TRANSACTIONS, PendingTx, "Each transaction that enters the mempool.")
+JOBS = TABLE.topic(topics.JOBS, JobEvent, "What happens to jobs and packets, as main-chain blocks say it.")
+RESULTS = TABLE.topic(topics.RESULTS, PendingResult, "Each verified Result that enters the pool.")
+REORGS = TABLE.topic(topics.REORGS, Reorg, "Each reorganisation, before the new branch's heads.")
 
 
 class Publisher:
@@ -35,8 +39,8 @@ class Publisher:
     def new_tip(self, change: Import) -> None:
         """Blocks have joined the main chain; others may have left it."""
         if change.disconnected:
-            gone = [block.id.hex() for block in change.disconnected]
-            come = [done.block.id.hex() for done in change.connected]
+            gone = tuple(block.id.hex() for block in change.disconnected)
+            come = tuple(done.block.id.hex() for done in change.connected)
             self._hub.publish(REORGS, Reorg(change.disconnected[-1].height - 1, gone, come))
         above = len(change.connected)
         for done in change.connected:

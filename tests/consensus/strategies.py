@@ -30,9 +30,16 @@ def _of(info: inspect.Type) -> st.SearchStrategy[object]:
         case inspect.BytesType():
             return st.binary(min_size=info.min_length or 0, max_size=info.max_length or 64)
         case inspect.StrType():
-            return st.text(max_size=8)
+            if info.pattern:
+                digits = st.binary(min_size=(info.min_length or 0) // 2, max_size=(info.max_length or 64) // 2)
+                return digits.map(bytes.hex) if "a-f" in info.pattern else st.integers(0, 2**256).map(str)
+            return st.text(max_size=min(8, info.max_length or 8))
         case inspect.BoolType():
             return st.booleans()
+        case inspect.FloatType():
+            return st.floats(allow_nan=False, allow_infinity=False)
+        case inspect.TupleType():
+            return st.tuples(*map(_of, info.item_types))
         case inspect.LiteralType():
             return st.sampled_from(info.values)
         case inspect.EnumType():

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from api.rules import ParamsView
 from consensus import params
 from consensus.params import TILE, Allocation
 from node import genesis
@@ -39,7 +40,7 @@ def test_which_rules_a_network_has(tmp_path: Path) -> None:
 
 
 def test_what_is_no_genesis_file(tmp_path: Path) -> None:
-    view = msgspec.to_builtins(genesis.to_view(RULES))
+    view = msgspec.to_builtins(ParamsView.of(RULES))
     path = tmp_path / "genesis.json"
     for change, words in (
         ({"spacing_ms": "fast"}, "spacing_ms"),
@@ -47,8 +48,8 @@ def test_what_is_no_genesis_file(tmp_path: Path) -> None:
         ({"anchor_target": "00"}, "anchor_target"),
         ({"anchor_target": "ff" * 32}, "contradict"),
         ({"window": 0}, "contradict"),
-        ({"slot_bond": -4}, "contradict"),
-        ({"slot_bond": 2**70}, "no genesis file|contradict"),
+        ({"slot_bond": -4}, "slot_bond"),
+        ({"slot_bond": 2**70}, "slot_bond"),
         ({"halving_interval": 2**62}, "contradict"),
         ({"allocations": [{"address": "tile1x", "amount": 1}]}, "allocation"),
     ):

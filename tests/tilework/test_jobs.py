@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 from click.testing import CliRunner, Result
 
@@ -25,7 +27,6 @@ from tilework.jobs import DEVNET_RECORD, demo, job
 from tilework.output import Group
 from wallet.accounts.keystore import KdfParams, Keystore
 from wallet.client.client import Client
-from wallet.client.matrices import to_npy
 from wallet.models import demorun
 from wallet.models.demo import load_demo
 from wallet.models.quantised import exact_product
@@ -94,6 +95,12 @@ def cli(tmp_path: Path, network: Running) -> Cli:
     return Cli(tmp_path, network.url)
 
 
+def npy(array: npt.NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def test_submit_writes_the_exact_product_and_says_what_it_cost(cli: Cli) -> None:
     done = cli.ok("job", "submit", *cli.matrices(150, 90, 130), "-o", cli.product, "--packets", 4, "--yes")
     assert cli.is_right()
@@ -149,11 +156,11 @@ def test_a_job_can_be_cancelled_once(cli: Cli) -> None:
     [
         (b"no array", 2, "not-a-matrix-file"),
         (None, 4, "file-not-found"),
-        (to_npy(np.array([[0.5]])).read(), 2, "matrix-invalid"),
-        (to_npy(np.array([[np.nan]])).read(), 2, "matrix-invalid"),
-        (to_npy(np.array([[64]])).read(), 2, "matrix-invalid"),
-        (to_npy(np.array([1, 2])).read(), 2, "matrix-invalid"),
-        (to_npy(np.ones((3, 3), int)).read(), 2, "shape-mismatch"),
+        (npy(np.array([[0.5]])), 2, "matrix-invalid"),
+        (npy(np.array([[np.nan]])), 2, "matrix-invalid"),
+        (npy(np.array([[64]])), 2, "matrix-invalid"),
+        (npy(np.array([1, 2])), 2, "matrix-invalid"),
+        (npy(np.ones((3, 3), int)), 2, "shape-mismatch"),
     ],
 )
 def test_files_that_are_no_operands(cli: Cli, content: bytes | None, status: int, code: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 
 import numpy.typing as npt
 
+from api.work import Explanation
 from consensus.errors import ConsensusError
 from consensus.rules import jobs
 from consensus.shape import Shape
@@ -33,7 +34,6 @@ from wallet.client.offers import Offer, Terms, find_deal, life_blocks, make_offe
 from wallet.client.purse import Purse, Sent
 from wallet.client.slicing import Grid, Slices, check_inner, cut
 from wallet.client.transactions import Network
-from wallet.client.views import Explanation
 from wallet.errors import ExitCode, WalletError
 from wallet.models.quantised import Int8Matrix, Int32Matrix, Matmul
 

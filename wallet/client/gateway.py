@@ -16,35 +16,36 @@ from typing import Any, Self, TypeVar
 
 import numpy.typing as npt
 
+from api import errors, npy, topics
+from api.chain import AccountView, ChainInfo, Fees, HeaderView, MovementView, ProofView, Supply, TxSent, TxView
+from api.node import NodeInfo
+from api.params import (
+    MAX_WORKERS,
+    History,
+    JobListing,
+    OfAccount,
+    OfJob,
+    OfPacket,
+    OfTransaction,
+    OfWorker,
+    SignedTransaction,
+    WhichBlock,
+    WorkerListing,
+)
+from api.rules import ParamsView
+from api.work import Explanation, JobView, PacketView, Uploaded, WorkerView
 from consensus.codec import encode
 from consensus.params import MAX_TENSOR_BYTES
 from consensus.tensor import COLUMNS, Tensor
 from consensus.transaction import Transaction
-from wallet.client.matrices import MAX_NPY_HEADER_BYTES, from_npy, to_npy
+from wallet.client.matrices import from_npy, to_npy
 from wallet.client.rpc import NetworkError, ParamsLike, RpcClient, RpcError, Subscription
 from wallet.client.transactions import Network
-from wallet.client.views import (
-    AccountView,
-    ChainInfo,
-    Explanation,
-    FeesView,
-    HeaderView,
-    HeadEvent,
-    JobView,
-    MovementView,
-    PacketView,
-    ParamsView,
-    ProofView,
-    TensorView,
-    TxSent,
-    TxView,
-    WorkerView,
-)
 from wallet.errors import ExitCode, WalletError
 
 T = TypeVar("T")
 
-_TRANSIENT = frozenset({"NOT_READY", "TIMEOUT", "LIMIT"})
+_TRANSIENT = frozenset({errors.NOT_READY.name, errors.TIMEOUT.name, errors.LIMIT.name})
 """Refusals that are about the moment and not about the call."""
 _FIRST_CONTACT_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.1
@@ -109,9 +110,26 @@ class Gateway:
             raise WalletError("network-mismatch", f"the node's rules make no sense: {error}", fix) from error
         return Network(params, bytes.fromhex(info.genesis_hash))
 
+    async def supply(self) -> Supply:
+        """All grains after the tip."""
+        found: Supply = await self.ask("chain_supply", result=Supply)
+        return found
+
+    async def node(self) -> NodeInfo:
+        """The node itself."""
+        found: NodeInfo = await self.ask("node_info", result=NodeInfo)
+        return found
+
+    async def block_header(self, block_id: str) -> HeaderView:
+        """A header by its block's id. Raises `RpcError` where the node has none."""
+        found: HeaderView = await self.ask("chain_getHeader", WhichBlock(id=block_id), result=HeaderView)
+        return found
+
     async def header(self, height: int) -> HeaderView | None:
         """The main chain's header at a height; None if it is not there yet."""
-        found: HeaderView | None = await _or_none(self.ask("chain_getHeader", {"height": height}, result=HeaderView))
+        found: HeaderView | None = await _or_none(
+            self.ask("chain_getHeader", WhichBlock(height=height), result=HeaderView)
+        )
         return found
 
     @asynccontextmanager
@@ -124,34 +142,34 @@ class Gateway:
 
     async def account(self, address: str) -> AccountView:
         """An account after the tip."""
-        found: AccountView = await self.ask("state_getAccount", {"address": address}, result=AccountView)
+        found: AccountView = await self.ask("state_getAccount", OfAccount(address), result=AccountView)
         return found
 
     async def proof(self, address: str) -> ProofView:
         """A proof of an account's record after the tip."""
-        found: ProofView = await self.ask("state_getProof", {"address": address}, result=ProofView)
+        found: ProofView = await self.ask("state_getProof", OfAccount(address), result=ProofView)
         return found
 
-    async def fees(self) -> FeesView:
+    async def fees(self) -> Fees:
         """The next block's base fee and a tip."""
-        found: FeesView = await self.ask("tx_fees", result=FeesView)
+        found: Fees = await self.ask("tx_fees", result=Fees)
         return found
 
     async def transaction(self, txid: str) -> TxView | None:
         """A transaction; None if the node knows of none."""
-        found: TxView | None = await _or_none(self.ask("tx_get", {"txid": txid}, result=TxView))
+        found: TxView | None = await _or_none(self.ask("tx_get", OfTransaction(txid), result=TxView))
         return found
 
     async def history(self, address: str, limit: int, before: int | None = None) -> list[MovementView]:
         """What came to and left an account, newest first; below the height `before`, if given."""
-        params = {"address": address, "limit": limit, "before": before}
+        params = History(address, limit, before)
         found: list[MovementView] = await self.ask("tx_history", params, result=list[MovementView])
         return found
 
     async def send(self, tx: Transaction, txid: str) -> None:
         """Send a transaction, once or until it is known to have arrived. Raises `RpcError` if it is refused."""
         try:
-            await self.ask("tx_send", {"transaction": encode(tx).hex()}, result=TxSent)
+            await self.ask("tx_send", SignedTransaction(encode(tx).hex()), result=TxSent)
         except RpcError:
             # Refused, maybe because an earlier attempt has brought it into a block.
             if await self.transaction(txid) is None:
@@ -162,27 +180,32 @@ class Gateway:
     async def job(self, job: str) -> JobView | None:
         """A job; None if no such job was opened. Raises `WalletError` (job-invalid) for what is no id."""
         check_job_id(job)
-        found: JobView | None = await _or_none(self.ask("job_get", {"job": job}, result=JobView))
+        found: JobView | None = await _or_none(self.ask("job_get", OfJob(job), result=JobView))
         return found
 
     async def packets(self, job: str) -> list[PacketView]:
         """A job's packets, in order."""
-        found: list[PacketView] = await self.ask("job_packets", {"job": job}, result=list[PacketView])
+        found: list[PacketView] = await self.ask("job_packets", OfJob(job), result=list[PacketView])
         return found
 
     async def jobs(self, owner: str | None, limit: int) -> list[JobView]:
         """Jobs of one account or of everybody, newest first."""
-        found: list[JobView] = await self.ask("job_list", {"owner": owner, "limit": limit}, result=list[JobView])
+        found: list[JobView] = await self.ask("job_list", JobListing(owner, limit), result=list[JobView])
         return found
 
     async def explain(self, packet: str, job: str | None = None) -> Explanation:
         """Who held a packet when, and who was paid."""
-        found: Explanation = await self.ask("job_explain", {"packet": packet, "job": job}, result=Explanation)
+        found: Explanation = await self.ask("job_explain", OfPacket(packet, job), result=Explanation)
+        return found
+
+    async def worker(self, address: str) -> WorkerView:
+        """An account as a worker; not `registered` where it is none."""
+        found: WorkerView = await self.ask("worker_get", OfWorker(address), result=WorkerView)
         return found
 
     async def workers(self) -> list[WorkerView]:
         """The workers that packets are dealt to, best first."""
-        params = {"active_only": True, "limit": 1000}
+        params = WorkerListing(active_only=True, limit=MAX_WORKERS)
         found: list[WorkerView] = await self.ask("worker_list", params, result=list[WorkerView])
         return found
 
@@ -195,10 +218,10 @@ class Gateway:
             return
         side = "columns" if tensor.spec.side == COLUMNS else "rows"
 
-        async def put() -> TensorView:
+        async def put() -> Uploaded:
             # Made anew for each attempt: a stream that was sent in part is spent.
             body = await asyncio.to_thread(to_npy, tensor.matrix)
-            return await self.rpc.put("tensors", body, query={"side": side}, result=TensorView)
+            return await self.rpc.put("tensors", body, query={"side": side}, result=Uploaded)
 
         stored = await self.patiently(put)
         if stored.commitment != tensor.commitment.hex():
@@ -207,7 +230,7 @@ class Gateway:
 
     async def tensor(self, commitment: str, dtype: npt.DTypeLike, rows: int, cols: int) -> npt.NDArray[Any] | None:
         """A matrix of this type and shape, unverified; None if the node does not serve such a one."""
-        limit = MAX_TENSOR_BYTES + MAX_NPY_HEADER_BYTES
+        limit = MAX_TENSOR_BYTES + npy.MAX_HEAD_BYTES + 16
         data = await self.patiently(lambda: self.rpc.get(f"tensors/{commitment}", limit=limit))
         try:
             return None if data is None else from_npy(data, dtype, (rows, cols))
@@ -221,7 +244,7 @@ class Heads:
     def __init__(self, rpc: RpcClient, stack: AsyncExitStack) -> None:
         self._rpc = rpc
         self._stack = stack
-        self._events: Subscription[HeadEvent] | None = None
+        self._events: Subscription[HeaderView] | None = None
 
     async def wait(self, seconds: float) -> int | None:
         """The next block's height; None after `seconds`, or when a block may have been missed."""
@@ -240,7 +263,7 @@ class Heads:
             return None
 
     async def _subscribe(self) -> None:
-        self._events = await self._stack.enter_async_context(self._rpc.subscribe("newHeads", HeadEvent))
+        self._events = await self._stack.enter_async_context(self._rpc.subscribe(topics.NEW_HEADS, HeaderView))
 
 
 def check_job_id(job: str) -> None:
@@ -271,6 +294,6 @@ async def _or_none(call: Awaitable[T]) -> T | None:
     try:
         return await call
     except RpcError as error:
-        if error.name == "NOT_FOUND":
+        if error.name == errors.NOT_FOUND.name:
             return None
         raise

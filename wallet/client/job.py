@@ -16,6 +16,7 @@ from functools import partial
 
 import numpy as np
 
+from api.work import Explanation, JobView, PacketView
 from consensus.proofs import freivalds
 from consensus.rules.jobs import escrow_of, job_fees
 from consensus.transaction import CancelJob, SubmitJob, packet_id_of
@@ -25,7 +26,6 @@ from wallet.client.offers import Offer, make_offer
 from wallet.client.purse import Purse, Sent
 from wallet.client.rpc import RpcError
 from wallet.client.slicing import Slices, assemble
-from wallet.client.views import Explanation, JobView, PacketView
 from wallet.errors import ExitCode, WalletError
 from wallet.models.quantised import Int8Matrix, Int32Matrix
 

@@ -14,11 +14,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from api import npy
 from consensus.shape import OPERAND_BOUND
 from wallet.errors import ExitCode, WalletError
 from wallet.models.quantised import Int8Matrix
 
-MAX_NPY_HEADER_BYTES = 4096
+_MAX_FILE_HEADER_BYTES = 4096
 
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -88,19 +89,18 @@ def save_matrix(path: Path, matrix: npt.NDArray[Any]) -> None:
 
 
 def to_npy(matrix: npt.NDArray[Any]) -> io.BytesIO:
-    """A matrix as the bytes of a .npy file."""
-    file = io.BytesIO()
-    np.lib.format.write_array(file, matrix, version=(1, 0), allow_pickle=False)
-    file.seek(0)
-    return file
+    """An int8 or int32 matrix as the bytes of a .npy file."""
+    return io.BytesIO(npy.head(matrix.dtype, *matrix.shape) + np.ascontiguousarray(matrix).tobytes())
 
 
 def from_npy(data: bytes, dtype: npt.DTypeLike, shape: tuple[int, int]) -> npt.NDArray[Any]:
-    """The matrix in the bytes of a .npy file. Raises `ValueError` unless it has this type and shape."""
-    found = _read(io.BytesIO(data), len(data))
-    if found.dtype != dtype or found.shape != shape:
-        raise ValueError(f"got {found.dtype} {found.shape}, expected {np.dtype(dtype)} {shape}")
-    return found
+    """The tensor in the bytes of a .npy file, not writeable. Raises `ValueError` unless it has this type and shape."""
+    head, begin = npy.parse(data)
+    if head.dtype != dtype or (head.rows, head.cols) != shape:
+        raise ValueError(f"got {head.dtype} {head.rows}×{head.cols}, expected {np.dtype(dtype)} {shape}")
+    if len(data) != begin + head.size:
+        raise ValueError(f"{len(data)} bytes, expected {begin + head.size}")
+    return np.frombuffer(data, head.dtype, offset=begin).reshape(shape)
 
 
 def _read(file: BinaryIO, size: int) -> npt.NDArray[Any]:
@@ -109,7 +109,7 @@ def _read(file: BinaryIO, size: int) -> npt.NDArray[Any]:
     if read_header is None:
         raise ValueError("it is a .npy file of a version that holds no plain numbers")
     try:
-        shape, is_fortran, dtype = read_header(file, max_header_size=MAX_NPY_HEADER_BYTES)
+        shape, is_fortran, dtype = read_header(file, max_header_size=_MAX_FILE_HEADER_BYTES)
     except Exception as error:  # numpy's parser also raises what Python's tokenizer and literals raise
         raise ValueError("its header is not one of a .npy file") from error
     if dtype.hasobject:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from api.work import WorkerView
 from consensus.params import ChainParams
 from consensus.rules import jobs
 from consensus.shape import MAX_UNIT_BYTES, Shape
 from consensus.transaction import Operand, Pair, SubmitJob
 from wallet.client.slicing import Grid, Slices, choose_grid, into_jobs, padded
-from wallet.client.views import WorkerView
 from wallet.errors import ExitCode, WalletError
 
 SMALLEST_PACKET_MACS = 1 << 26

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
+from api.chain import MovementView, TxView
 from consensus import validation, work
 from consensus.address import decode_address
 from consensus.block import Header, Idle, decode_header, unit_shape
@@ -24,7 +25,6 @@ from wallet.accounts.payment import PaymentRequest
 from wallet.client.gateway import Gateway
 from wallet.client.purse import Purse, Sent
 from wallet.client.transactions import Network, max_fee, sign
-from wallet.client.views import MovementView, TxView
 from wallet.errors import ExitCode, WalletError
 
 HISTORY_PAGE = 100

@@ -25,6 +25,8 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from yarl import URL
 
+from api import errors
+from api.errors import ErrorObject
 from wallet.errors import ExitCode, WalletError
 
 T = TypeVar("T")
@@ -35,15 +37,15 @@ ParamsLike = Struct | Mapping[str, object] | Sequence[object]
 MAX_ANSWER_BYTES = 64 << 20
 
 _EXIT_CODES = {
-    "METHOD_NOT_FOUND": ExitCode.USAGE,
-    "INVALID_PARAMS": ExitCode.USAGE,
-    "NOT_FOUND": ExitCode.NOT_FOUND,
-    "REJECTED": ExitCode.REJECTED,
-    "LIMIT": ExitCode.REJECTED,
-    "FORBIDDEN": ExitCode.REJECTED,
-    "TIMEOUT": ExitCode.TIMEOUT,
-    "NOT_READY": ExitCode.NETWORK,
-    "UNAVAILABLE": ExitCode.NETWORK,
+    errors.METHOD_NOT_FOUND.name: ExitCode.USAGE,
+    errors.INVALID_PARAMS.name: ExitCode.USAGE,
+    errors.NOT_FOUND.name: ExitCode.NOT_FOUND,
+    errors.REJECTED.name: ExitCode.REJECTED,
+    errors.LIMIT.name: ExitCode.REJECTED,
+    errors.FORBIDDEN.name: ExitCode.REJECTED,
+    errors.TIMEOUT.name: ExitCode.TIMEOUT,
+    errors.NOT_READY.name: ExitCode.NETWORK,
+    errors.UNAVAILABLE.name: ExitCode.NETWORK,
 }
 
 
@@ -60,6 +62,12 @@ class RpcError(WalletError):
         self.number = number
         self.name = name
         self.reason = reason
+
+    @classmethod
+    def of(cls, error: ErrorObject) -> RpcError:
+        """What a node answered."""
+        fix = error.data.fix or "The node did not say what to do."
+        return cls(error.code, error.data.name, error.message, fix, error.data.reason)
 
 
 class NetworkError(WalletError):
@@ -86,22 +94,6 @@ class _Request(Struct, frozen=True):
     jsonrpc: str = "2.0"
 
 
-class _ErrorData(Struct, frozen=True):
-    name: str = "UNKNOWN"
-    fix: str = ""
-    reason: str | None = None
-
-
-class _Error(Struct, frozen=True):
-    code: int
-    message: str
-    data: _ErrorData = _ErrorData()
-
-    def exception(self) -> RpcError:
-        fix = self.data.fix or "The node did not say what to do."
-        return RpcError(self.code, self.data.name, self.message, fix, self.data.reason)
-
-
 class _Notification(Struct, frozen=True):
     subscription: int
     event: Raw
@@ -111,7 +103,7 @@ class _Answer(Struct, frozen=True):
     """A response or, without an id, a notification."""
 
     result: Raw = Raw()
-    error: _Error | None = None
+    error: ErrorObject | None = None
     id: int | None = None
     params: _Notification | None = None
 
@@ -230,6 +222,18 @@ class RpcClient:
         ):
             return response.status == 200
 
+    async def is_ready(self) -> bool:
+        """Whether the node answers, and says that it takes its full part."""
+        url = self.url / "ready"
+        try:
+            async with (
+                _within(url, self._timeout_seconds),
+                self._session.get(url, allow_redirects=False) as response,
+            ):
+                return response.status == 200
+        except NetworkError:
+            return False
+
     @asynccontextmanager
     async def subscribe(self, topic: str, event: type[T]) -> AsyncIterator[Subscription[T]]:
         """Subscribe over a connection of its own; events that happen from entry on are delivered, in order.
@@ -265,7 +269,7 @@ class RpcClient:
 
     def _result_of(self, request: _Request, answer: _Answer) -> Raw:
         if answer.error is not None:
-            raise answer.error.exception()
+            raise RpcError.of(answer.error)
         if answer.id != request.id or not memoryview(answer.result).nbytes:
             _refuse_nonsense(self.url, "it does not answer the request")
         return answer.result
@@ -310,7 +314,7 @@ def _refuse_error(response: aiohttp.ClientResponse, url: URL, body: bytes) -> No
     if response.content_type == "application/json":
         error = _answer_decoder.decode(body).error
         if error is not None:
-            raise error.exception()
+            raise RpcError.of(error)
     _refuse_nonsense(url, f"HTTP {response.status}, {response.content_type}")
 
 

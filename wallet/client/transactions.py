@@ -59,7 +59,7 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
-class Fees:
+class FeeTerms:
     """Grains per gas: the tip, and the highest base fee that is accepted."""
 
     tip: int
@@ -68,7 +68,7 @@ class Fees:
 
 def choose_fees(
     params: ChainParams, payload: Payload, base_fee: int, suggested_tip: int, max_fee_grains: int | None = None
-) -> Fees:
+) -> FeeTerms:
     """Fees for `payload` now that the base fee is `base_fee`: headroom for `HEADROOM_BLOCKS` full blocks, within
     `max_fee_grains` in all (None: `DEFAULT_MAX_FEE_GRAINS`).
 
@@ -81,7 +81,7 @@ def choose_fees(
         message = f"this costs {format_tile(gas * base_fee)} TILE in fees now, and {format_tile(limit)} are allowed"
         raise WalletError("fee-too-low", message, "allow more (--fee), or wait until the network is less busy")
     tip = min(suggested_tip, affordable - base_fee)
-    return Fees(tip, min(_headroom(params, base_fee), affordable - tip))
+    return FeeTerms(tip, min(_headroom(params, base_fee), affordable - tip))
 
 
 def gas_of(params: ChainParams, payload: Payload) -> int:
@@ -89,7 +89,7 @@ def gas_of(params: ChainParams, payload: Payload) -> int:
     return intrinsic_gas(params, TxBody(bytes(32), 0, 0, 0, 0, payload))
 
 
-def build(params: ChainParams, public_key: bytes, nonce: int, payload: Payload, fees: Fees) -> TxBody:
+def build(params: ChainParams, public_key: bytes, nonce: int, payload: Payload, fees: FeeTerms) -> TxBody:
     """The transaction, ready to be signed; its gas limit is the gas that it uses."""
     body = TxBody(public_key, nonce, fees.tip, 0, fees.max_base_fee, payload)
     return replace(body, gas_limit=intrinsic_gas(params, body))

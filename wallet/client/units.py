@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from api.params import ForMiner, SignedResult, Submission
+from api.work import ResultAccepted, UnitOffer, WorkAccepted
 from consensus import work
 from consensus.block import MAX_HEADER_BYTES, HeaderCore, Idle, PacketUnit, unit_shape
 from consensus.codec import decode, encode
@@ -24,7 +26,6 @@ from consensus.work.unit import Int8
 from wallet.client.gateway import Gateway
 from wallet.client.rpc import NetworkError, RpcError
 from wallet.client.transactions import Network
-from wallet.client.views import ResultAccepted, UnitOffer, WorkAccepted
 from wallet.errors import ExitCode, WalletError
 from worker.compute import LowPriorityCompute
 from worker.key import WorkerKey
@@ -66,7 +67,7 @@ class RemoteUnits:
 
     async def next_unit(self, idle: bool) -> RemoteUnit | None:
         """See `UnitSource`."""
-        params = {"miner": self._network.address_text(self._key.address)}
+        params = ForMiner(self._network.address_text(self._key.address))
         with _losses():
             offer: UnitOffer = await self._gateway.ask("work_getUnit", params, result=UnitOffer)
         core = self._checked_core(offer)
@@ -109,13 +110,8 @@ class RemoteUnits:
 
     async def submit(self, unit: RemoteUnit, win: Win) -> bool:
         """See `UnitSource`."""
-        params = {
-            "id": unit.core.id.hex(),
-            "i": win.i,
-            "j": win.j,
-            "state": win.state.astype("<u4").tobytes().hex(),
-            "product": win.product.commitment.hex(),
-        }
+        state = win.state.astype("<u4").tobytes().hex()
+        params = Submission(unit.core.id.hex(), win.i, win.j, state, win.product.commitment.hex())
         try:
             await self._gateway.upload(win.product)
             taken: WorkAccepted = await self._gateway.rpc.call("work_submit", params, result=WorkAccepted)
@@ -135,7 +131,7 @@ class RemoteUnits:
         with _losses():
             if product is not None:
                 await self._gateway.upload(product)
-            await self._gateway.ask("work_result", {"result": encode(result).hex()}, result=ResultAccepted)
+            await self._gateway.ask("work_result", SignedResult(encode(result).hex()), result=ResultAccepted)
 
     def lost(self, what: str, why: str) -> None:
         """See `UnitSource`."""

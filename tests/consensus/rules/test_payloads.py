@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from api.chain import TxKind
 from consensus.block import Body
 from consensus.rules import jobs, payloads
 from consensus.transaction import (
@@ -20,7 +21,7 @@ from consensus.transaction import (
     Transfer,
 )
 from consensus.validation import obliged_operands
-from node.rpc.views import TxKind, kind_name
+from node.rpc.views import kind_name
 from tests.builders import ALICE, ChainBuilder, regtest
 
 RULES = regtest()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from api.errors import NOT_FOUND, UNAVAILABLE
 from consensus import state
 from consensus.block import PacketUnit
 from consensus.codec import decode, encode
@@ -26,7 +27,7 @@ from node.p2p.limits import DEFAULT, MAX_STATE_BYTES
 from node.p2p.messages import GetBody, GetHeaders, GetState, Message, NotFound, State, Status
 from node.p2p.transport import Address
 from node.rpc import methods_chain
-from node.rpc.jsonrpc import NOT_FOUND, UNAVAILABLE, RpcError
+from node.rpc.jsonrpc import RpcError
 from tests.builders import ALICE, BOB, CAROL, DAVE, ERIN, ChainBuilder, Node, operand, regtest, strips_of
 from tests.node.chain.test_chain import FAR_FUTURE_MS, FailingStore, feed, flat, lineage, open_chain, records
 from tests.node.p2p.net import PORT, Net, NetNode, until

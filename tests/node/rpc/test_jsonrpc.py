@@ -12,19 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from node.rpc.jsonrpc import (
-    ERRORS,
-    LIMIT,
-    MAX_BATCH,
-    MAX_BATCH_ANSWER_BYTES,
-    METHOD_NOT_FOUND,
-    NO_METHOD,
-    NOT_FOUND,
-    REJECTED,
-    Dispatcher,
-    RpcError,
-    decode_array,
-)
+from api.errors import ERRORS, LIMIT, METHOD_NOT_FOUND, NOT_FOUND, REJECTED
+from node.rpc.jsonrpc import MAX_BATCH, MAX_BATCH_ANSWER_BYTES, NO_METHOD, Dispatcher, RpcError, decode_array
 
 Observation = tuple[str, float, str]
 

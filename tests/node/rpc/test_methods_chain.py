@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from api.rules import ParamsView
 from consensus import state
 from consensus.block import decode_header
 from consensus.crypto import H
 from consensus.transition import genesis_transition
-from node import genesis
 from tests.builders import ALICE, BOB, DAVE, MINER
 from tests.node.rpc.world import World, small_job, with_workers
 
@@ -46,8 +46,8 @@ def test_a_node_that_lacks_bodies_says_that_it_is_syncing() -> None:
 
 
 def test_params_found_the_same_network(world: World) -> None:
-    view = msgspec.convert(world.call("chain_params"), genesis.ParamsView)
-    assert genesis_transition(genesis.from_view(view))[0].id == world.builder.genesis_hash
+    view = msgspec.convert(world.call("chain_params"), ParamsView)
+    assert genesis_transition(view.params())[0].id == world.builder.genesis_hash
 
 
 def test_header_by_height_by_id_and_of_the_tip(world: World) -> None:

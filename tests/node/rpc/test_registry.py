@@ -8,17 +8,10 @@ import msgspec
 import pytest
 from msgspec import Meta, Raw, Struct
 
-from node.rpc.jsonrpc import ERRORS, INVALID_PARAMS, METHOD_NOT_FOUND, NOT_FOUND, RpcError
-from node.rpc.registry import (
-    CONVENTIONS,
-    Info,
-    Method,
-    NoParams,
-    Params,
-    Table,
-    markdown,
-    openrpc,
-)
+from api.errors import ERRORS, INVALID_PARAMS, METHOD_NOT_FOUND, NOT_FOUND
+from api.params import NoParams, Params
+from node.rpc.jsonrpc import RpcError
+from node.rpc.registry import CONVENTIONS, Info, Method, Table, markdown, openrpc
 
 Height = Annotated[int, Meta(ge=0, description="Height of a block.")]
 

@@ -15,9 +15,11 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from msgspec import Meta, Struct
 from yarl import URL
 
-from node.rpc.jsonrpc import INTERNAL_ERROR, NOT_FOUND, RpcError
-from node.rpc.registry import Info, NoParams, Params, Table
-from node.rpc.server import Probes, RpcConfig, RpcServer, Status, every_method
+from api.errors import INTERNAL_ERROR, NOT_FOUND
+from api.params import NoParams, Params
+from node.rpc.jsonrpc import RpcError
+from node.rpc.registry import Info, Table
+from node.rpc.server import Probes, Readiness, RpcConfig, RpcServer, every_method
 from node.rpc.subscriptions import Hub
 
 
@@ -86,7 +88,7 @@ class Harness:
     def __init__(self, config: RpcConfig) -> None:
         self.node = Node()
         self.hub = Hub(TABLE.topics)
-        self.status = Status(True)
+        self.status = Readiness(True)
         self.observed: list[tuple[str, str]] = []
         self.uploads: list[int] = []
         self.server = RpcServer(
@@ -95,7 +97,7 @@ class Harness:
             TABLE,
             self.node,
             self.hub,
-            Probes(lambda: Status(True), lambda: self.status, lambda: b"tilework_height 7\n"),
+            Probes(lambda: Readiness(True), lambda: self.status, lambda: b"tilework_height 7\n"),
             lambda method, _seconds, outcome: self.observed.append((method, outcome)),
             [web.put("/tensor/{name}", self.upload)],
         )
@@ -223,7 +225,7 @@ def test_table_cannot_redeclare_the_servers_methods() -> None:
         """Shadow the server's."""
         return 1
 
-    probes = Probes(lambda: Status(True), lambda: Status(True), lambda: b"")
+    probes = Probes(lambda: Readiness(True), lambda: Readiness(True), lambda: b"")
     with pytest.raises(AssertionError):
         RpcServer(RpcConfig(), Info("T", "1"), mine, Node(), Hub(()), probes, lambda *_row: None)
 
@@ -241,7 +243,7 @@ def test_probes_and_metrics() -> None:
 
             assert await get("health") == (200, "application/json", '{"ok":true,"reason":""}')
             assert (await get("ready"))[0] == 200
-            harness.status = Status(False, "syncing, 30 blocks behind")
+            harness.status = Readiness(False, "syncing, 30 blocks behind")
             status, _, text = await get("ready")
             assert (status, json.loads(text)) == (503, {"ok": False, "reason": "syncing, 30 blocks behind"})
             assert (await get("health"))[0] == 200

@@ -15,19 +15,16 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from consensus.tensor import COLUMNS, ROWS, Tensor
 from node.compute import ThreadCompute
 from node.rpc import tensors
 from node.rpc.context import Context
-from node.rpc.jsonrpc import RpcError
 from node.rpc.methods import TABLE
 from node.rpc.registry import Info
-from node.rpc.server import Probes, RpcConfig, RpcServer, Status
+from node.rpc.server import Probes, Readiness, RpcConfig, RpcServer
 from node.rpc.subscriptions import Hub
-from node.rpc.tensors import TensorRoutes, npy_head, parse_head
+from node.rpc.tensors import TensorRoutes
 from tests.builders import operand
 from tests.node.rpc.world import World
 
@@ -57,7 +54,7 @@ async def running() -> AsyncIterator[Site]:
     world = World()
     base, compute = world.context, ThreadCompute(2)
     context = Context(base.chain, base.door, base.desk, base.host, compute)
-    probes = Probes(lambda: Status(True), lambda: Status(True), lambda: b"")
+    probes = Probes(lambda: Readiness(True), lambda: Readiness(True), lambda: b"")
     routes = TensorRoutes(context).routes
     config = RpcConfig(shutdown_seconds=0.2)
     server = RpcServer(config, Info("Test", "1"), TABLE, context, Hub(TABLE.topics), probes, lambda *_: None, routes)
@@ -239,17 +236,3 @@ def test_the_upload_quota_is_a_clear_refusal() -> None:
         assert (status, answer["error"]["data"]["reason"]) == (422, "upload-quota")
 
     scenario(body)
-
-
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=100).map(str.encode)))
-def test_any_header_is_read_or_refused(head: bytes) -> None:
-    try:
-        found = parse_head(head)
-    except RpcError:
-        return
-    assert found.size <= 32 << 20
-
-
-def test_numpy_reads_what_is_written() -> None:
-    tensor = Tensor(PRODUCT)
-    assert npy_head(tensor.spec) + PRODUCT.tobytes() == npy(PRODUCT)

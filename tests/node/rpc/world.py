@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
+from api.node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from node.chain.chain import Chain, Import
 from node.chain.store import MemoryStore, StorageError
 from node.chain.tensors import TensorStore
@@ -22,7 +23,6 @@ from node.pool.results import ResultPool
 from node.rpc.context import Context
 from node.rpc.jsonrpc import RpcError
 from node.rpc.methods import TABLE
-from node.rpc.views_node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from tests.builders import DAVE, ERIN, ChainBuilder, Job, Key, Node, operand
 
 PEER = PeerView("aa", "127.0.0.1:1", "out", "test", 1, 7, None, 0.0, 10, 20)

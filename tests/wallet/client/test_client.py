@@ -17,10 +17,11 @@ import numpy.typing as npt
 import pytest
 from msgspec.structs import replace
 
+from api.rules import ParamsView
+from api.work import WorkerView
 from consensus import params
 from consensus.shape import MAX_UNIT_BYTES, Shape
 from consensus.transition import genesis_transition
-from node.genesis import to_view
 from tests.wallet.network import ALICE, BOB, Running, key_of, register_worker, running_node
 from tests.wallet.proxy import LyingNode, lying_node
 from wallet.client import job as job_module
@@ -29,7 +30,6 @@ from wallet.client.job import Job, Progress
 from wallet.client.matrices import to_npy
 from wallet.client.offers import Terms, find_deal, make_offer, worthwhile_packets
 from wallet.client.slicing import MIN_UNIT_BYTES, choose_grid, cut
-from wallet.client.views import WorkerView
 from wallet.errors import ExitCode, WalletError
 from wallet.models.quantised import Layer, QuantisedNetwork, Requantise, run, run_local
 
@@ -439,7 +439,7 @@ def test_a_network_passed_off_as_another_is_refused(liar: LyingNode) -> None:
     liar.changes["chain_info"] = lambda _params, info: info | {"genesis_hash": mainnet}
     with pytest.raises(WalletError, match="do not lead to the genesis hash"), SyncClient(liar.url, ALICE):
         pass
-    liar.changes["chain_params"] = lambda _params, _view: msgspec.to_builtins(to_view(params.mainnet()))
+    liar.changes["chain_params"] = lambda _params, _view: msgspec.to_builtins(ParamsView.of(params.mainnet()))
     with pytest.raises(WalletError, match="not with 'tdev'"), SyncClient(liar.url, ALICE, prefix="tdev"):
         pass
 
@@ -486,7 +486,22 @@ def test_a_job_survives_the_restart_of_its_node(tmp_path: Path) -> None:
 
 
 def worker(slots: int, min_price: int = 1, memory: int = MAX_UNIT_BYTES, active: bool = True) -> WorkerView:
-    return WorkerView("tdev1", active, slots, 0, min_price, memory)
+    return WorkerView(
+        address="tdev1",
+        registered=True,
+        active=active,
+        bond=slots * RULES.slot_bond,
+        score=0,
+        slots=slots,
+        slots_used=0,
+        min_price=min_price,
+        max_unit_bytes=memory,
+        max_packets=slots,
+        since=1,
+        seen=1,
+        retired_at=None,
+        held=(),
+    )
 
 
 RULES = params.devnet(0)

@@ -10,10 +10,11 @@ import pytest
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from node.rpc.jsonrpc import NOT_FOUND, REJECTED
+from api.errors import NOT_FOUND, REJECTED
+from api.params import NoParams, Params
 from node.rpc.jsonrpc import RpcError as ServerError
-from node.rpc.registry import Info, NoParams, Params, Table
-from node.rpc.server import Probes, RpcConfig, RpcServer, Status
+from node.rpc.registry import Info, Table
+from node.rpc.server import Probes, Readiness, RpcConfig, RpcServer
 from node.rpc.subscriptions import Hub
 from wallet.client import rpc
 from wallet.client.rpc import NetworkError, RequestTimeout, RpcClient, RpcError
@@ -75,7 +76,7 @@ def scenario(body: Callable[[], Awaitable[None]]) -> None:
 @asynccontextmanager
 async def running(**config: Any) -> AsyncIterator[tuple[Hub, str]]:
     hub = Hub(TABLE.topics)
-    probes = Probes(lambda: Status(True), lambda: Status(True), lambda: b"")
+    probes = Probes(lambda: Readiness(True), lambda: Readiness(True), lambda: b"")
     config = {"shutdown_seconds": 0.2, **config}
     server = RpcServer(RpcConfig(**config), Info("Test", "1"), TABLE, None, hub, probes, lambda *_row: None)
     async with server.serving() as url:

@@ -8,17 +8,17 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from api.rules import ParamsView
 from consensus import params, validation
 from consensus.address import encode_address
 from consensus.params import TILE, Allocation, ChainParams
 from consensus.rules import payloads
 from consensus.transaction import CancelJob, Operand, Output, Pair, RegisterWorker, SubmitJob, Transfer
 from consensus.transition import genesis_transition
-from node.genesis import to_view
 from wallet.accounts.keys import SigningKey
 from wallet.client.transactions import (
     DEFAULT_MAX_FEE_GRAINS,
-    Fees,
+    FeeTerms,
     Network,
     build,
     check_balance,
@@ -27,7 +27,6 @@ from wallet.client.transactions import (
     max_fee,
     sign,
 )
-from wallet.client.views import ParamsView
 from wallet.errors import WalletError
 
 KEY = SigningKey(bytes(range(32)))
@@ -54,7 +53,7 @@ def test_consensus_accepts_what_is_built_and_signed(payload: Any) -> None:
 
 
 def test_a_signature_is_of_one_network_only() -> None:
-    tx = sign(network(), KEY, build(PARAMS, KEY.public_key, 0, PAYMENT, Fees(1, 1)))
+    tx = sign(network(), KEY, build(PARAMS, KEY.public_key, 0, PAYMENT, FeeTerms(1, 1)))
     assert not tx.is_signed(network(params.mainnet()).genesis_hash)
 
 
@@ -71,7 +70,7 @@ def test_fees_leave_room_for_full_blocks_and_keep_to_the_limit() -> None:
     assert easy.tip == 10
     assert 1000 * 1.125**11 < easy.max_base_fee < 1000 * 1.125**13
     tight = choose_fees(PARAMS, PAYMENT, 1000, 10, max_fee_grains=gas * 1005)
-    assert tight == Fees(5, 1000)
+    assert tight == FeeTerms(5, 1000)
     greedy = choose_fees(PARAMS, PAYMENT, 1, suggested_tip=2**62)
     assert (greedy.tip + greedy.max_base_fee) * gas <= DEFAULT_MAX_FEE_GRAINS
     with pytest.raises(WalletError, match="are allowed") as caught:
@@ -93,7 +92,7 @@ def test_a_missing_balance_is_told_in_numbers() -> None:
 
 def served(rules: ChainParams) -> ChainParams:
     """The rules as they come through a node's JSON."""
-    return msgspec.json.decode(msgspec.json.encode(to_view(rules)), type=ParamsView).params()
+    return msgspec.json.decode(msgspec.json.encode(ParamsView.of(rules)), type=ParamsView).params()
 
 
 def test_rules_survive_the_way_through_json() -> None:
@@ -102,7 +101,7 @@ def test_rules_survive_the_way_through_json() -> None:
 
 
 def test_rules_that_contradict_one_another_or_hold_wrong_addresses_are_refused() -> None:
-    view = to_view(PARAMS)
+    view = ParamsView.of(PARAMS)
     other = encode_address(bytes(20), "tile")
     wrong: list[dict[str, Any]] = [
         {"gas_limit": 5},

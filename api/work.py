@@ -1,4 +1,4 @@
-"""What RPC answers of jobs, packets and workers look like; see `node.rpc.views`."""
+"""Answers about jobs, packets, workers, units and tensors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from node.rpc.views import UnitView
+from api.chain import UnitView
+from api.fields import Count, Hash, Hex
 
 # --- jobs ----------------------------------------------------------------------------------------------------------
 
 JobStatus: TypeAlias = Literal["pending", "open", "complete", "closed", "cancelled", "expired"]
+PacketState: TypeAlias = Literal["queued", "held", "done", "withdrawn"]
+JobEventName: TypeAlias = Literal[
+    "opened", "dealt", "answered", "missed", "dropped", "completed", "cancelled", "closed"
+]
 
 
 class JobView(Struct, frozen=True):
@@ -19,54 +24,49 @@ class JobView(Struct, frozen=True):
     Status: `complete` has all it needs and waits for its grace to end; `closed` was complete; `expired` was not.
     """
 
-    job: str
+    job: Hash
     owner: str
     status: JobStatus
-    packets: int
-    threshold: int
-    price: int
-    expiry: int
-    mode: int
-    done: int
-    held: int
-    queued: int
-    escrow: int
-    opened_at: int | None
-    completed_at: int | None
-    closed_at: int | None
-    refund: int | None
-    paid: int
-    burned: int
-    workers: int
-    blocks_won: list[int]
+    packets: Count
+    threshold: Count
+    price: Count
+    expiry: Count
+    mode: Count
+    done: Count
+    held: Count
+    queued: Count
+    escrow: Count
+    opened_at: Count | None
+    completed_at: Count | None
+    closed_at: Count | None
+    refund: Count | None
+    paid: Count
+    burned: Count
+    workers: Count
+    blocks_won: tuple[Count, ...]
 
 
 class PacketView(Struct, frozen=True):
     """A packet of a job: an m×k matrix times a k×n one. `won` says that its product won a block."""
 
-    packet_id: str
-    index: int
-    m: int
-    k: int
-    n: int
-    fee: int
-    status: Literal["queued", "held", "done", "withdrawn"]
+    packet_id: Hash
+    index: Count
+    m: Count
+    k: Count
+    n: Count
+    fee: Count
+    status: PacketState
     worker: str | None
-    deadline: int | None
-    product: str | None
-    answered_at: int | None
+    deadline: Count | None
+    product: Hash | None
+    answered_at: Count | None
     won: bool
-
-
-JobEventName: TypeAlias = Literal[
-    "opened", "dealt", "answered", "missed", "dropped", "completed", "cancelled", "closed"
-]
 
 
 class StoryLine(Struct, frozen=True):
     """What happened to a packet or its job at a height."""
 
-    height: int
+    height: Count
     event: JobEventName
     worker: str | None
     text: str
@@ -75,10 +75,10 @@ class StoryLine(Struct, frozen=True):
 class Explanation(Struct, frozen=True):
     """Who held a packet when, and in one sentence who was paid how much, or why nobody was."""
 
-    packet_id: str
-    job: str
-    index: int
-    history: list[StoryLine]
+    packet_id: Hash
+    job: Hash
+    index: Count
+    history: tuple[StoryLine, ...]
     verdict: str
 
 
@@ -94,47 +94,61 @@ class WorkerView(Struct, frozen=True):
     address: str
     registered: bool
     active: bool
-    bond: int
-    score: int
-    slots: int
-    slots_used: int
-    min_price: int
-    max_unit_bytes: int
-    max_packets: int
-    since: int
-    seen: int
-    retired_at: int | None
-    held: list[str]
+    bond: Count
+    score: Count
+    slots: Count
+    slots_used: Count
+    min_price: Count
+    max_unit_bytes: Count
+    max_packets: Count
+    since: Count
+    seen: Count
+    retired_at: Count | None
+    held: tuple[Hash, ...]
 
 
 class UnitOffer(Struct, frozen=True):
     """A unit to work on: the header core whose hash is `seed`, and the operands' commitments (null: zero operands)."""
 
-    id: str
-    core: str
-    seed: str
-    target: str
+    id: Hash
+    core: Hex
+    seed: Hash
+    target: Hash
     unit: UnitView
-    m: int
-    k: int
-    n: int
-    packet_id: str | None
-    a: str | None
-    b: str | None
-    height: int
-    deadline: int | None
+    m: Count
+    k: Count
+    n: Count
+    packet_id: Hash | None
+    a: Hash | None
+    b: Hash | None
+    height: Count
+    deadline: Count | None
 
 
 class WorkAccepted(Struct, frozen=True):
     """The outcome of submitted work: whether its block became the tip."""
 
-    block: str
-    height: int
+    block: Hash
+    height: Count
     accepted: bool
 
 
 class ResultAccepted(Struct, frozen=True):
     """A Result was taken into the pool, or kept until its packet's block is here (`waiting`)."""
 
-    id: str
+    id: Hash
     waiting: bool = False
+
+
+# --- tensors -------------------------------------------------------------------------------------------------------
+
+
+class Uploaded(Struct, frozen=True):
+    """What an upload answers. `side` says how the tensor is cut: a right operand is cut by columns."""
+
+    commitment: Hash
+    root: Hash
+    rows: Count
+    cols: Count
+    dtype: Literal["int8", "int32"]
+    side: Literal["rows", "columns"]
