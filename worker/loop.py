@@ -58,7 +58,7 @@ class MiningLoop(Generic[U]):
         Args:
             bench: where units are evaluated.
             rng: jitters idle pauses.
-            threads: that one unit is shared out to.
+            threads: how many share one unit.
             idle_duty: fraction of the time for which idle units may run, 0 … 1; 0 makes packets only.
             stopwatch: seconds, to measure units with; a simulation's is its loop's time.
         """
@@ -85,7 +85,7 @@ class MiningLoop(Generic[U]):
     async def run(self, units: int | None = None) -> None:
         """Make `units` units (None: until cancelled), and send what came of them.
 
-        What cannot be survived (whatever the source raises, but for `UnitLost`) comes out in an ExceptionGroup.
+        What cannot be survived (whatever the source raises, except `UnitLost`) comes out in an ExceptionGroup.
         """
         self._stopping.clear()
         done = 0

@@ -46,7 +46,7 @@ class ProductGone(UnitLost):
 class UnitSource(Protocol[U]):
     """A node, as the loop sees it. What is not a `UnitLost` ends the loop.
 
-    Who owns a source tells the loop of each new tip (`MiningLoop.wake`).
+    Whoever owns a source tells the loop of each new tip (`MiningLoop.wake`).
     """
 
     async def next_unit(self, idle: bool) -> U | None:
@@ -60,7 +60,7 @@ class UnitSource(Protocol[U]):
         """Both operands of a packet, as its header commits to them."""
 
     def is_stale(self, unit: U) -> bool:
-        """Whether the unit cannot win any more. Called from any thread, between bands of tiles."""
+        """Whether the unit can no longer win. Called from any thread, between bands of tiles."""
 
     async def submit(self, unit: U, win: Win) -> bool:
         """Send the block out; whether it became the tip. The source tells its owner how it went.
