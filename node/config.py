@@ -134,6 +134,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Rules of a devnet, as JSON. Default: genesis.json in the data directory, if it is there."),
     ] = None
     threads: Annotated[int, Meta(ge=1, le=256, description="Threads that check blocks, transactions and tensors.")] = 2
+    allow_deep_reorg: Annotated[
+        bool,
+        Meta(description="Follow the most work even where that undoes more blocks than the network's rules advise."),
+    ] = False
     p2p: P2p = P2p()
     rpc: Rpc = Rpc()
     mining: Mining = Mining()

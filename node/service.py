@@ -106,9 +106,10 @@ class MeteredChain(Chain):
         tensors: TensorStore,
         clock: Callable[[], int],
         observe: Callable[[float], None],
+        allow_deep_reorg: bool = False,
     ) -> None:
         """See `Chain`."""
-        super().__init__(params, store, tensors, clock)
+        super().__init__(params, store, tensors, clock, allow_deep_reorg)
         self._observe = observe
 
     def add_block(self, block: Block, strips: Strips | None = None) -> Import:
@@ -423,7 +424,8 @@ def _open_chain(
         raise StartError("storage", str(error), "check the directory, its mode and the free space") from None
     try:
         tensors = TensorStore(config.directory / "tensors", config.limits.tensor_cache_mib << 20)
-        return rules, store, MeteredChain(rules, store, tensors, clock, metrics.imported)
+        chain = MeteredChain(rules, store, tensors, clock, metrics.imported, config.allow_deep_reorg)
+        return rules, store, chain
     except StorageError as error:
         store.close()
         fix = "choose another --data-dir, or remove this one to synchronise anew"

@@ -70,7 +70,7 @@ class Chain:
         params, genesis, genesis_hash: of the network.
         tensors: where the blocks' tensors are kept.
         products, signatures: what was verified before; whoever verifies in gossip does so through these.
-        allow_deep_reorg: the operator's override of `params.max_reorg`.
+        allow_deep_reorg: the operator's override of `params.max_reorg` (`node.config`): undo as far as undo data reach.
     """
 
     def __init__(
@@ -453,12 +453,13 @@ class Chain:
         """Refuse, loudly, a branch that leaves the main chain deeper than a node rewrites by itself."""
         depth = self._depth(parent)
         if not self._may_undo(depth):
-            logger.error("deep reorganisation refused", extra={"block": parent.id.hex(), "depth": depth})
+            facts = {"block": parent.id.hex(), "depth": depth, "override": "--allow-deep-reorg"}
+            logger.error("deep reorganisation refused", extra=facts)
             raise ConsensusError(Reason.REORG_TOO_DEEP, f"{depth} blocks", f"at most {self.params.max_reorg}")
 
     def _may_undo(self, depth: int) -> bool:
-        allowed = depth <= self.params.max_reorg or self.allow_deep_reorg
-        return allowed and depth <= self._tip.height - self._base.height
+        deepest = self.params.retention if self.allow_deep_reorg else self.params.max_reorg
+        return depth <= min(deepest, self._tip.height - self._base.height)
 
     def _depth(self, entry: HeaderEntry) -> int:
         """Main-chain blocks that moving to the entry's chain would undo."""

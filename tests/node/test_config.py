@@ -42,7 +42,8 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -
 
 def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
     examples = {
-        "network": "mainnet", "data_dir": "/d", "genesis": "/g", "threads": "3", "p2p_host": "h", "p2p_port": "4",
+        "network": "mainnet", "data_dir": "/d", "genesis": "/g", "threads": "3", "allow_deep_reorg": "true",
+        "p2p_host": "h", "p2p_port": "4",
         "p2p_peers": "a:1,b:2", "rpc_host": "h", "rpc_port": "5", "rpc_allowed_hosts": "x,y",
         "rpc_cors_origins": "https://a", "mining_enabled": "true", "mining_threads": "2", "mining_idle_duty": "0.25",
         "mining_worker_key": "/k", "log_level": "debug", "log_format": "json", "log_file": "/l",

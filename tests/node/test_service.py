@@ -237,6 +237,17 @@ def test_a_directory_belongs_to_one_node(tmp_path: Path, rules: Path) -> None:
     scenario(body)
 
 
+def test_the_operator_may_allow_deep_reorganisations(tmp_path: Path, rules: Path) -> None:
+    async def body() -> None:
+        config = config_of(tmp_path / "n", rules)
+        for allowed in (False, True):
+            node = Node(replace(config, allow_deep_reorg=allowed))
+            async with node.running():
+                assert node.chain.allow_deep_reorg is allowed
+
+    scenario(body)
+
+
 def test_what_cannot_be_started_says_why(tmp_path: Path, rules: Path) -> None:
     (tmp_path / "file").write_text("")
     assert refused(config_of(tmp_path / "file", rules)).code == "data-dir-unwritable"

@@ -239,6 +239,22 @@ def test_a_reorganisation_deeper_than_the_limit_needs_the_operator() -> None:
     assert chain.tip.id == side[-1].block.id
 
 
+def test_no_operator_undoes_what_has_no_undo_data() -> None:
+    rules = regtest(max_reorg=3, retention=18)
+    builder = ChainBuilder(rules)
+    root = builder.tip
+    builder.mine(count=rules.retention + 1)
+    main = builder.tip
+    builder.tip = root
+    builder.mine([builder.transfer(ALICE, BOB, 1)])
+    chain = open_chain(builder)
+    feed(chain, builder, main)
+    chain.allow_deep_reorg = True
+    with pytest.raises(ConsensusError) as caught:
+        chain.add_block(builder.tip.block)
+    assert caught.value.reason == Reason.REORG_TOO_DEEP
+
+
 def test_a_block_from_the_future_is_refused_for_now(builder: ChainBuilder) -> None:
     builder.mine(time_ms=GENESIS_TIME_MS + 60_000)
     chain = open_chain(builder, now_ms=GENESIS_TIME_MS)
