@@ -70,6 +70,20 @@ class Reason(StrEnum):
     SUPPLY_MISMATCH = "supply-mismatch"
 
 
+class Refusal(Exception):
+    """What a person or a program can meet: `code` (kebab-case, never changes its meaning), `message` and `fix`.
+
+    `message` says what happened, `fix` what to do about it. Neither ever contains a secret: they end up on screens and
+    in logs.
+    """
+
+    def __init__(self, code: str, message: str, fix: str) -> None:
+        self.code = code
+        self.message = message
+        self.fix = fix
+        super().__init__(f"{message}: {fix}")
+
+
 class ConsensusError(Exception):
     """A rule of the protocol is broken, for good: the same bytes will be refused again.
 

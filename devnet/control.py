@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 from msgspec import Raw, Struct
 
+from consensus.errors import Refusal
 from devnet.layout import DevnetError
 
 MAX_BYTES = 1 << 20
@@ -28,8 +29,8 @@ class Order(Struct, frozen=True):
     node: int = 0
 
 
-class Refusal(Struct, frozen=True):
-    """A DevnetError on its way."""
+class Refused(Struct, frozen=True):
+    """A `Refusal` on its way."""
 
     code: str
     message: str
@@ -40,7 +41,7 @@ class Answer(Struct, frozen=True):
     """The supervisor's reply: a result or a refusal."""
 
     result: Raw = Raw(b"null")
-    refusal: Refusal | None = None
+    refusal: Refused | None = None
 
 
 _order_decoder = msgspec.json.Decoder(Order)
@@ -76,10 +77,10 @@ async def serve(path: Path, carry_out: Callable[[Order], Awaitable[Struct]]) -> 
 async def _answer(line: bytes, carry_out: Callable[[Order], Awaitable[Struct]]) -> Answer:
     try:
         return Answer(Raw(msgspec.json.encode(await carry_out(_order_decoder.decode(line)))))
-    except DevnetError as error:
-        return Answer(refusal=Refusal(error.code, error.message, error.fix))
+    except Refusal as error:
+        return Answer(refusal=Refused(error.code, error.message, error.fix))
     except msgspec.MsgspecError as error:
-        return Answer(refusal=Refusal("bad-order", f"no order: {error}", "use the same version of tilework"))
+        return Answer(refusal=Refused("bad-order", f"no order: {error}", "use the same version of tilework"))
 
 
 def send(path: Path, order: Order) -> Raw:

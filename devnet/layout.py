@@ -30,6 +30,7 @@ from msgspec import Struct
 
 from consensus import params
 from consensus.address import encode_address
+from consensus.errors import Refusal
 from consensus.params import ChainParams
 from consensus.transition import genesis_transition
 from devnet import keys
@@ -57,14 +58,8 @@ _MAX_SOCKET_PATH_BYTES = 100
 """Systems differ between 103 and 107."""
 
 
-class DevnetError(Exception):
+class DevnetError(Refusal):
     """The devnet cannot do what was asked: a stable `code`, what happened, and what to do about it."""
-
-    def __init__(self, code: str, message: str, fix: str) -> None:
-        self.code = code
-        self.message = message
-        self.fix = fix
-        super().__init__(f"{message}: {fix}")
 
 
 class NodeRecord(Struct, frozen=True):

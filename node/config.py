@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from consensus.errors import Refusal
+
 ENVIRONMENT_PREFIX = "TILEWORK_"
 CONFIG_VARIABLE = "TILEWORK_CONFIG"
 MAX_FILE_BYTES = 1 << 20
@@ -25,13 +27,8 @@ Host = Annotated[str, Meta(min_length=1, max_length=253)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
-class ConfigError(Exception):
+class ConfigError(Refusal):
     """A setting cannot be used; `fix` says what to do."""
-
-    def __init__(self, message: str, fix: str) -> None:
-        self.message = message
-        self.fix = fix
-        super().__init__(f"{message}: {fix}")
 
 
 class P2p(Struct, frozen=True, forbid_unknown_fields=True):
@@ -258,13 +255,13 @@ def _from_file(file: Path) -> dict[str, Any]:
             data = source.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         fix = "check the path, or make a file with `tilework node init-config`"
-        raise ConfigError(f"cannot read the configuration {file}: {error.strerror}", fix) from None
+        raise ConfigError("config", f"cannot read the configuration {file}: {error.strerror}", fix) from None
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{file} is larger than {MAX_FILE_BYTES} bytes", "check that it is the right file")
+        raise ConfigError("config", f"{file} is larger than {MAX_FILE_BYTES} bytes", "check that it is the right file")
     try:
         document = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file} is not TOML: {error}", "correct the line that is named") from None
+        raise ConfigError("config", f"{file} is not TOML: {error}", "correct the line that is named") from None
     values: dict[str, Any] = {}
     for name, value in document.items():
         rows = value.items() if name in _SECTIONS and isinstance(value, dict) else [(None, value)]
@@ -274,7 +271,7 @@ def _from_file(file: Path) -> dict[str, Any]:
             if setting is None:
                 near = difflib.get_close_matches(place, _BY_PLACE, n=1)
                 hint = f"did you mean `{near[0]}`?" if near else "`tilework node init-config` shows every setting"
-                raise ConfigError(f"{file}: there is no setting `{place}`", hint)
+                raise ConfigError("config", f"{file}: there is no setting `{place}`", hint)
             found = _convert(setting, raw, f"{file}: {place}", strict=True)
             # A path in a file is relative to that file, wherever the node is started.
             values[place] = file.parent / found if setting.is_path else found
@@ -286,7 +283,7 @@ def _convert(setting: Setting, raw: object, source: str, *, strict: bool) -> Any
         value = msgspec.convert(raw, setting.kind, strict=strict, dec_hook=_decode_path)
     except (msgspec.ValidationError, ValueError) as error:
         why = str(error).replace("`", "")
-        raise ConfigError(f"{source} = {raw!r} does not fit: {why}", setting.description) from None
+        raise ConfigError("config", f"{source} = {raw!r} does not fit: {why}", setting.description) from None
     return value.expanduser() if isinstance(value, Path) else value
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from api.rules import ParamsView
 from consensus import params
+from consensus.errors import Refusal
 from consensus.params import ChainParams
 
 MAX_FILE_BYTES = 1 << 20
@@ -22,13 +23,8 @@ REGTEST_GENESIS_TIME_MS = 1_700_000_000_000
 """Regtest without a file has this birthday: long ago, so that its target stays at its easiest."""
 
 
-class GenesisError(Exception):
+class GenesisError(Refusal):
     """The network cannot be determined; `fix` says what to do."""
-
-    def __init__(self, message: str, fix: str) -> None:
-        self.message = message
-        self.fix = fix
-        super().__init__(f"{message}: {fix}")
 
 
 _FIX = "take the file from the network's founder, or from `chain_params` of one of its nodes"
@@ -40,9 +36,9 @@ def load(path: Path) -> ChainParams:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise GenesisError(f"cannot read the genesis file {path}: {error.strerror}", _FIX) from None
+        raise GenesisError("genesis", f"cannot read the genesis file {path}: {error.strerror}", _FIX) from None
     if len(data) > MAX_FILE_BYTES:
-        raise GenesisError(f"{path} is larger than {MAX_FILE_BYTES} bytes", _FIX)
+        raise GenesisError("genesis", f"{path} is larger than {MAX_FILE_BYTES} bytes", _FIX)
     try:
         view = msgspec.json.decode(data, type=ParamsView)
         # A field that is passed over would be a rule that this node does not follow.
@@ -50,9 +46,9 @@ def load(path: Path) -> ChainParams:
             raise msgspec.ValidationError(f"it has an unknown field `{name[:80]}`")
         return view.params()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise GenesisError(f"{path} is no genesis file: {error}", _FIX) from None
+        raise GenesisError("genesis", f"{path} is no genesis file: {error}", _FIX) from None
     except ValueError as error:
-        raise GenesisError(str(error), _FIX) from None
+        raise GenesisError("genesis", str(error), _FIX) from None
 
 
 def _unknown(given: Any, known: Any) -> Iterator[str]:
@@ -81,14 +77,18 @@ def rules_of(network: str, file: Path | None) -> ChainParams:
     """
     if network == "mainnet":
         if file is not None:
-            raise GenesisError("mainnet's rules are built in", "leave out --genesis, or choose another --network")
+            raise GenesisError(
+                "genesis", "mainnet's rules are built in", "leave out --genesis, or choose another --network"
+            )
         return params.mainnet()
     if file is None:
         if network == "regtest":
             return params.regtest(REGTEST_GENESIS_TIME_MS)
         fix = "start a whole network with `tilework devnet up`, or join one: --genesis FILE"
-        raise GenesisError(f"every {network} is a network of its own, and none is named", fix)
+        raise GenesisError("genesis", f"every {network} is a network of its own, and none is named", fix)
     rules = load(file)
     if rules.network != network:
-        raise GenesisError(f"{file} describes {rules.network}, not {network}", f"choose --network {rules.network}")
+        raise GenesisError(
+            "genesis", f"{file} describes {rules.network}, not {network}", f"choose --network {rules.network}"
+        )
     return rules

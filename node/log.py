@@ -12,6 +12,7 @@ import sys
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 
+from consensus.errors import Refusal
 from node.config import Log
 
 FILE_BYTES = 16 << 20
@@ -21,8 +22,8 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 """Attributes that every record has; what is beyond them came in `extra`."""
 
 
-class LogError(Exception):
-    """The log cannot be written where it should; the text says why."""
+class LogError(Refusal):
+    """The log cannot be written where it should."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -65,7 +66,8 @@ def configure(config: Log) -> None:
                 config.file, maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8", errors="backslashreplace"
             )
         except OSError as error:
-            raise LogError(f"cannot write the log to {config.file}: {error.strerror}") from None
+            message = f"cannot write the log to {config.file}: {error.strerror}"
+            raise LogError("log", message, "choose another --log-file") from None
     handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=config.level.upper(), force=True)
     for noisy in ("asyncio", "numba"):  # their debug lines are about themselves

@@ -34,6 +34,7 @@ from api.node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from consensus import work
 from consensus.address import encode_address
 from consensus.block import Block
+from consensus.errors import Refusal
 from consensus.params import ChainParams
 from consensus.proofs import freivalds
 from consensus.validation import Strips
@@ -78,14 +79,8 @@ CATCH_UP_SECONDS = 15.0
 CATCH_UP_LOOK_SECONDS = 0.2
 
 
-class StartError(Exception):
+class StartError(Refusal):
     """The node cannot start: a stable `code`, what is wrong, and what to do about it."""
-
-    def __init__(self, code: str, message: str, fix: str) -> None:
-        self.code = code
-        self.message = message
-        self.fix = fix
-        super().__init__(f"{message}: {fix}")
 
 
 def software_version() -> str:
@@ -410,7 +405,7 @@ def _open_chain(
     try:
         rules = genesis.rules_of(config.network, config.genesis_file)
     except genesis.GenesisError as error:
-        raise StartError("genesis", error.message, error.fix) from None
+        raise StartError(error.code, error.message, error.fix) from None
     try:
         config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -438,8 +433,7 @@ def _load_keys(config: Config) -> tuple[Identity, WorkerKey | None]:
         identity = load_or_create(config.directory / "node.key")
         return identity, WorkerKey.load_or_create(config.worker_key_file) if config.mining.enabled else None
     except IdentityError as error:
-        fix = "make it private, restore it, or remove it for a new identity"
-        raise StartError("key-unusable", str(error), fix) from None
+        raise StartError(error.code, error.message, error.fix) from None
     except WorkerKeyError as error:
         raise StartError("worker-key-unusable", error.message, error.fix) from None
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from devnet.supervisor import Devnet, DevnetStatus, running
 from devnet.watch import NetworkState
 from tilework.options import DIRECTORY_VARIABLE as WALLET_DIRECTORY_VARIABLE
 from tilework.options import RPC_VARIABLE
-from tilework.output import CliError, Group, emit, notice, wants_json
+from tilework.output import Group, emit, notice, wants_json
 from wallet.accounts.keys import SigningKey, account_path
 from wallet.accounts.keystore import KdfParams, Keystore
 from wallet.accounts.password import PASSWORD_FILE_VARIABLE
@@ -48,19 +48,6 @@ _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.2
 _TABLE_WIDTH = 200
 
-_EXIT_CODES = {
-    "no-devnet": ExitCode.NOT_FOUND,
-    "no-such-node": ExitCode.NOT_FOUND,
-    "not-running": ExitCode.NETWORK,
-    "no-answer": ExitCode.TIMEOUT,
-    "not-ready": ExitCode.TIMEOUT,
-    "not-registered": ExitCode.TIMEOUT,
-    "node-failed": ExitCode.INTERNAL,
-    "warm-up-failed": ExitCode.INTERNAL,
-    "block-time-fixed": ExitCode.USAGE,
-    "path-too-long": ExitCode.USAGE,
-}
-
 
 def _open_layout(_context: click.Context, _option: click.Parameter, directory: Path) -> Layout:
     return Layout(directory)
@@ -77,16 +64,6 @@ directory_option = click.option(
     help=f"Directory of the devnet [env {DIRECTORY_VARIABLE}].",
 )
 """Passes `layout: Layout`."""
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """A DevnetError as the command line reports it."""
-    try:
-        yield
-    except DevnetError as error:
-        exit_code = _EXIT_CODES.get(error.code, ExitCode.REJECTED)
-        raise CliError(error.code, error.message, error.fix, exit_code) from error
 
 
 @click.group(cls=Group)
@@ -129,33 +106,31 @@ def up(layout: Layout, count: int, spacing: float | None, first_port: int, demo:
     Says "ready" once every node serves and its worker can be dealt packets. Then it shows the network's state until
     Ctrl-C stops all of it.
     """
-    with _refusals():
-        if detach:
-            _start_detached(layout, count, spacing, first_port)
-            record = layout.read()
-            _emit_ready(record)
-            return _run_demo(record) if demo else ExitCode.OK
-        with layout.hold():
-            _make_wallet(layout)
-            return _until_stopped(_foreground(layout, count, spacing, first_port, demo))
+    if detach:
+        _start_detached(layout, count, spacing, first_port)
+        record = layout.read()
+        _emit_ready(record)
+        return _run_demo(record) if demo else ExitCode.OK
+    with layout.hold():
+        _make_wallet(layout)
+        return _until_stopped(_foreground(layout, count, spacing, first_port, demo))
 
 
 @devnet.command()
 @directory_option
 def status(layout: Layout) -> None:
     """Show the nodes and the state of the network."""
-    with _refusals():
-        record = layout.read()
-        try:
-            found = msgspec.json.decode(control.send(layout.control, Order("status")), type=DevnetStatus)
-        except DevnetError as error:
-            if error.code != "not-running":
-                raise
-            emit({"running": False, "devnet": record}, f"stopped; start it with `tilework devnet up` ({layout.record})")
-            return
-        if not wants_json():
-            _print(_table(found.devnet, found.network))
-        emit({"running": True, "devnet": found.devnet, "network": found.network}, status_line(found.network))
+    record = layout.read()
+    try:
+        found = msgspec.json.decode(control.send(layout.control, Order("status")), type=DevnetStatus)
+    except DevnetError as error:
+        if error.code != "not-running":
+            raise
+        emit({"running": False, "devnet": record}, f"stopped; start it with `tilework devnet up` ({layout.record})")
+        return
+    if not wants_json():
+        _print(_table(found.devnet, found.network))
+    emit({"running": True, "devnet": found.devnet, "network": found.network}, status_line(found.network))
 
 
 @devnet.command()
@@ -167,11 +142,10 @@ def status(layout: Layout) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Keep showing what is added, until Ctrl-C.")
 def logs(layout: Layout, node: int | None, lines: int, follow: bool) -> None:
     """Show the end of NODE's log, or of every node's."""
-    with _refusals():
-        nodes = layout.read().nodes
-        if node is not None and node >= len(nodes):
-            fix = f"nodes are numbered from 0 to {len(nodes) - 1}"
-            raise DevnetError("no-such-node", f"there is no node {node}", fix)
+    nodes = layout.read().nodes
+    if node is not None and node >= len(nodes):
+        fix = f"nodes are numbered from 0 to {len(nodes) - 1}"
+        raise DevnetError("no-such-node", f"there is no node {node}", fix)
     chosen = nodes if node is None else nodes[node : node + 1]
     offsets = {}
     for one in chosen:
@@ -192,8 +166,7 @@ def logs(layout: Layout, node: int | None, lines: int, follow: bool) -> None:
 @directory_option
 def stop(layout: Layout) -> None:
     """Stop all nodes; the chain stays for the next `up`."""
-    with _refusals():
-        layout.read()
+    layout.read()
     pid = layout.supervisor()
     if pid is None:
         emit({"stopped": False}, "nothing was running")
@@ -212,8 +185,7 @@ def stop(layout: Layout) -> None:
 @directory_option
 def reset(layout: Layout) -> None:
     """Delete the network: its chain, logs, keys and wallet. It must not be running."""
-    with _refusals():
-        layout.remove()
+    layout.remove()
     emit({"removed": str(layout.directory)}, f"{layout.directory} is gone; `tilework devnet up` makes a new network")
 
 
@@ -222,9 +194,8 @@ def reset(layout: Layout) -> None:
 @click.argument("node", type=click.IntRange(0, MAX_NODES - 1))
 def kill(layout: Layout, node: int) -> None:
     """End NODE at once (SIGKILL), as a power failure would."""
-    with _refusals():
-        layout.read()
-        record = msgspec.json.decode(control.send(layout.control, Order("kill", node)), type=NodeRecord)
+    layout.read()
+    record = msgspec.json.decode(control.send(layout.control, Order("kill", node)), type=NodeRecord)
     emit(record, f"{record.name} is killed; bring it back with `tilework devnet restart {node}`")
 
 
@@ -233,9 +204,8 @@ def kill(layout: Layout, node: int) -> None:
 @click.argument("node", type=click.IntRange(0, MAX_NODES - 1))
 def restart(layout: Layout, node: int) -> None:
     """Start NODE again, after a clean stop if it still runs; returns when it is ready."""
-    with _refusals():
-        layout.read()
-        record = msgspec.json.decode(control.send(layout.control, Order("restart", node)), type=NodeRecord)
+    layout.read()
+    record = msgspec.json.decode(control.send(layout.control, Order("restart", node)), type=NodeRecord)
     emit(record, f"{record.name} is ready again (process {record.pid})")
 
 

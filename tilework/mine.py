@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tilework.options import rpc_option
+from tilework.options import load_worker_key, rpc_option
 from tilework.output import CliError, Command, emit, notice
 from wallet.errors import ExitCode
 
 if TYPE_CHECKING:
-    from worker.key import WorkerKey
+    pass
 
 NICENESS = 10
 
@@ -64,18 +64,3 @@ def mine(key_file: Path | None, threads: int, units: int | None, idle_duty: floa
         status = ExitCode.INTERRUPTED
     emit(miner.stats.counters(), told(miner.stats))
     return status
-
-
-def load_worker_key(path: Path) -> WorkerKey:
-    """The key in a worker's key file. Raises `CliError` (worker-key)."""
-    from worker.key import WorkerKey, WorkerKeyError, WorkerKeyMalformed, WorkerKeyUnreadable  # help needs no numpy
-
-    try:
-        return WorkerKey.load(path)
-    except WorkerKeyError as error:
-        exit_code = ExitCode.REJECTED
-        if isinstance(error, WorkerKeyUnreadable):
-            exit_code = ExitCode.NOT_FOUND
-        elif isinstance(error, WorkerKeyMalformed):
-            exit_code = ExitCode.USAGE
-        raise CliError("worker-key", error.message, error.fix, exit_code) from None

@@ -15,21 +15,13 @@ from msgspec import Struct
 
 from api.chain import ChainInfo
 from api.node import MempoolInfo, MiningInfo, NodeInfo
-from node.config import CONFIG_VARIABLE, SETTINGS, Config, ConfigError, Setting, load, template
+from node.config import CONFIG_VARIABLE, SETTINGS, Config, Setting, load, template
 from tilework.options import rpc_option
 from tilework.output import CliError, Command, Group, emit
 from wallet.errors import ExitCode
 
 if TYPE_CHECKING:
     from node.service import Node
-
-_EXIT_CODES = {
-    "config": ExitCode.USAGE,
-    "genesis": ExitCode.USAGE,
-    "data-dir-unwritable": ExitCode.USAGE,
-    "data-dir-in-use": ExitCode.REJECTED,
-    "port-in-use": ExitCode.REJECTED,
-}
 
 
 class SettingOption(click.Option):
@@ -108,11 +100,7 @@ def run(file: Path | None, **flags: object) -> int:
     use the node, so it listens on this machine alone unless told otherwise.
     """
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    try:
-        config = load(given, os.environ, file)
-    except ConfigError as error:
-        raise CliError("config", error.message, error.fix, ExitCode.USAGE) from None
-    return _run(config)
+    return _run(load(given, os.environ, file))
 
 
 @node.command("init-config")
@@ -194,11 +182,6 @@ def _run(config: Config) -> int:
     try:
         log.configure(config.log)
         return asyncio.run(_serve(service.Node(config)))
-    except log.LogError as error:
-        raise CliError("log", str(error), "choose another --log-file", ExitCode.USAGE) from None
-    except service.StartError as error:
-        exit_code = _EXIT_CODES.get(error.code, ExitCode.INTERNAL)
-        raise CliError(error.code, error.message, error.fix, exit_code) from None
     except StorageError as error:
         fix = "free space or repair the disk, then start the node again: what was committed is safe"
         raise CliError("storage", f"the node stopped: {error}", fix, ExitCode.INTERNAL) from None

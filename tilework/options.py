@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,10 @@ from wallet.accounts.keys import SigningKey
 from wallet.accounts.keystore import Account, Keystore
 from wallet.accounts.password import PASSWORD_FILE_VARIABLE, read_password
 from wallet.errors import ExitCode
+
+if TYPE_CHECKING:
+    from worker.key import WorkerKey
+
 
 DIRECTORY_VARIABLE = "TILEWORK_WALLET_DIR"
 NETWORK_VARIABLE = "TILEWORK_NETWORK"
@@ -120,3 +125,18 @@ def choose_account(keystore: Keystore, name: str | None) -> Account:
         message = f"there are {len(names)} accounts: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
         raise CliError("account-needed", message, "say which with --account NAME", ExitCode.USAGE)
     return keystore.account(names[0])
+
+
+def load_worker_key(path: Path) -> WorkerKey:
+    """The key in a worker's key file. Raises `CliError` (worker-key)."""
+    from worker.key import WorkerKey, WorkerKeyError, WorkerKeyMalformed, WorkerKeyUnreadable  # help needs no numpy
+
+    try:
+        return WorkerKey.load(path)
+    except WorkerKeyError as error:
+        exit_code = ExitCode.REJECTED
+        if isinstance(error, WorkerKeyUnreadable):
+            exit_code = ExitCode.NOT_FOUND
+        elif isinstance(error, WorkerKeyMalformed):
+            exit_code = ExitCode.USAGE
+        raise CliError(error.code, error.message, error.fix, exit_code) from None

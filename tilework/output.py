@@ -1,6 +1,6 @@
 """How every `tilework` command speaks: results on stdout, errors on stderr, meaning in the exit status.
 
-A command raises `WalletError` (or `CliError`) and prints with `emit`; the outermost group turns whatever was raised
+A command raises a `Refusal` and prints with `emit`; the outermost group turns whatever was raised
 into `error: …` for people or `{"code", "message", "fix"}` for scripts, and into an `ExitCode`.
 """
 
@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from consensus.address import AddressError
+from consensus.errors import Refusal
 from wallet.errors import ExitCode, WalletError
 
 __all__ = ["CliError", "Command", "ExitCode", "Group", "emit", "notice", "wants_json"]
@@ -23,6 +24,27 @@ __all__ = ["CliError", "Command", "ExitCode", "Group", "emit", "notice", "wants_
 DEBUG_VARIABLE = "TILEWORK_DEBUG"
 
 _JSON_KEY = "tilework.json"
+
+_EXIT_CODES = {
+    "config": ExitCode.USAGE,
+    "genesis": ExitCode.USAGE,
+    "log": ExitCode.USAGE,
+    "data-dir-unwritable": ExitCode.USAGE,
+    "key-unusable": ExitCode.INTERNAL,
+    "worker-key-unusable": ExitCode.INTERNAL,
+    "storage": ExitCode.INTERNAL,
+    "no-devnet": ExitCode.NOT_FOUND,
+    "no-such-node": ExitCode.NOT_FOUND,
+    "not-running": ExitCode.NETWORK,
+    "no-answer": ExitCode.TIMEOUT,
+    "not-ready": ExitCode.TIMEOUT,
+    "not-registered": ExitCode.TIMEOUT,
+    "node-failed": ExitCode.INTERNAL,
+    "warm-up-failed": ExitCode.INTERNAL,
+    "block-time-fixed": ExitCode.USAGE,
+    "path-too-long": ExitCode.USAGE,
+}
+"""Of refusals that do not say with which status a command ends; the rest end with REJECTED."""
 
 
 class CliError(WalletError):
@@ -114,6 +136,8 @@ def _explain(error: Exception) -> WalletError:
     match error:
         case WalletError():
             return error
+        case Refusal():
+            return CliError(error.code, error.message, error.fix, _EXIT_CODES.get(error.code, ExitCode.REJECTED))
         case click.exceptions.Abort():
             return CliError("interrupted", "interrupted", "nothing more was done", ExitCode.INTERRUPTED)
         case click.UsageError():

@@ -20,12 +20,12 @@ from api.work import WorkerView
 from consensus.params import ChainParams
 from consensus.shape import MAX_UNIT_BYTES
 from consensus.transaction import Payload, RegisterWorker, RetireWorker
-from node.config import ConfigError, load
-from tilework.options import rpc_option
+from node.config import load
+from tilework.options import load_worker_key, rpc_option
 from tilework.output import CliError, Group, emit, notice
 from wallet.accounts.amounts import format_tile, parse_tile
 from wallet.errors import ExitCode, WalletError
-from worker.key import WorkerKey, WorkerKeyError
+from worker.key import WorkerKey
 
 if TYPE_CHECKING:
     from api.chain import TxView
@@ -52,10 +52,7 @@ class Sent(Struct, frozen=True):
 def _key_file(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path:
     if path is not None:
         return path.expanduser()
-    try:
-        return load({}, os.environ).worker_key_file
-    except ConfigError as error:
-        raise CliError("config", error.message, error.fix, ExitCode.USAGE) from None
+    return load({}, os.environ).worker_key_file
 
 
 key_option = click.option(
@@ -109,11 +106,8 @@ def register(
 
     A key file that is missing is made, with a key of its own.
     """
-    try:
-        key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        key = WorkerKey.load_or_create(key_file)
-    except WorkerKeyError as error:
-        raise CliError("worker-key", error.message, error.fix) from None
+    key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = WorkerKey.load_or_create(key_file)
     whole = None if bond is None else parse_tile(bond)
 
     def payload(rules: ChainParams, state: WorkerState) -> Payload:
@@ -131,7 +125,7 @@ def register(
 @rpc_option
 def status(key_file: Path, url: str) -> None:
     """Show the worker's address, balance, bond, score and packets."""
-    state = asyncio.run(_ask(_load(key_file), url))
+    state = asyncio.run(_ask(load_worker_key(key_file), url))
     standing = (
         "active" if state.active else "registered, not dealt to yet or any more" if state.registered else "no worker"
     )
@@ -155,17 +149,9 @@ def status(key_file: Path, url: str) -> None:
 @wait_option
 def stop(key_file: Path, url: str, wait: bool) -> None:
     """Retire the worker: it is dealt nothing more, and its bond returns once its last window is over."""
-    sent = asyncio.run(_send(_load(key_file), url, lambda _rules, _state: RetireWorker(), wait))
+    sent = asyncio.run(_send(load_worker_key(key_file), url, lambda _rules, _state: RetireWorker(), wait))
     done = f"retired at height {sent.height}" if wait else "the retirement is on its way"
     emit(sent, f"{sent.address}: {done} (transaction {sent.txid})")
-
-
-def _load(path: Path) -> WorkerKey:
-    try:
-        return WorkerKey.load(path)
-    except WorkerKeyError as error:
-        exit_code = ExitCode.REJECTED if path.exists() else ExitCode.NOT_FOUND
-        raise CliError("worker-key", error.message, error.fix, exit_code) from None
 
 
 async def _ask(key: WorkerKey, url: str) -> WorkerState:

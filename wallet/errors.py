@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from consensus.errors import Refusal
+
 
 class ExitCode(IntEnum):
     """What the exit status of `tilework` means; scripts rely on it."""
@@ -19,15 +21,12 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-class WalletError(Exception):
-    """A refusal with `code` (kebab-case, never changes its meaning), `message`, `fix` and an `exit_code`.
-
-    Message and fix never contain a secret: they end up on screens and in logs.
-    """
+class WalletError(Refusal):
+    """A refusal that says with which `exit_code` a command ends."""
 
     def __init__(self, code: str, message: str, fix: str, exit_code: ExitCode = ExitCode.REJECTED) -> None:
-        self.code = code
-        self.message = message
-        self.fix = fix
+        super().__init__(code, message, fix)
         self.exit_code = exit_code
-        super().__init__(f"{message} ({code})")
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from consensus import crypto
+from consensus.errors import Refusal
 from consensus.transaction import Result, ResultBody, Transaction, TxBody
 from worker.files import OpenToOthers, create_private, read_private
 
@@ -24,13 +25,8 @@ _SECRET_BYTES = 32
 _MAX_FILE_BYTES = 1024
 
 
-class WorkerKeyError(Exception):
+class WorkerKeyError(Refusal):
     """A key file that cannot be used. `message` says why and `fix` what to do; neither holds a secret."""
-
-    def __init__(self, message: str, fix: str) -> None:
-        self.message = message
-        self.fix = fix
-        super().__init__(f"{message}: {fix}")
 
 
 class WorkerKeyUnreadable(WorkerKeyError):
@@ -81,10 +77,12 @@ class WorkerKey:
             data = read_private(path, _MAX_FILE_BYTES)
         except OSError as error:
             fix = "check the path; `tilework worker register`, or a node that mines, makes a new key there"
-            raise WorkerKeyUnreadable(f"cannot read the worker key {path}: {error.strerror}", fix) from None
+            raise WorkerKeyUnreadable(
+                "worker-key", f"cannot read the worker key {path}: {error.strerror}", fix
+            ) from None
         except OpenToOthers as error:
             message = f"the worker key {path} is open to other users (mode {error.mode:04o})"
-            raise WorkerKeyError(message, f"run: chmod 600 {path}") from None
+            raise WorkerKeyError("worker-key", message, f"run: chmod 600 {path}") from None
         try:
             if len(data) > _MAX_FILE_BYTES:
                 raise ValueError("too large")
@@ -94,7 +92,7 @@ class WorkerKey:
             return cls(bytes.fromhex(stored.ed25519), bytes.fromhex(stored.x25519))
         except ValueError:  # the cause could quote the file
             raise WorkerKeyMalformed(
-                f"{path} is not a worker key", "restore it from a backup or move it away"
+                "worker-key", f"{path} is not a worker key", "restore it from a backup or move it away"
             ) from None
 
     @classmethod
@@ -120,7 +118,7 @@ class WorkerKey:
             raise
         except OSError as error:
             message = f"cannot write the worker key {path}: {error.strerror}"
-            raise WorkerKeyError(message, "check the directory and the free space") from error
+            raise WorkerKeyError("worker-key", message, "check the directory and the free space") from error
 
     def result(self, packet_id: bytes, product: bytes, genesis_hash: bytes) -> Result:
         """A signed claim that `product` (a commitment) is the packet's product."""

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from consensus.crypto import H, is_strict_public_key
+from consensus.errors import Refusal
 from worker.files import OpenToOthers, create_private, read_private
 
 _FIRST_DAY = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
@@ -33,9 +34,11 @@ _NO_LAST_DAY = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 
 _MAX_KEY_FILE_BYTES = 4096
 
+_RESTORE = "restore it, or remove it for a new identity"
 
-class IdentityError(Exception):
-    """The key file cannot be used; the text says what to do."""
+
+class IdentityError(Refusal):
+    """The key file cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,11 @@ def load_or_create(path: Path) -> Identity:
             _create(path)
         private = load_pem_private_key(read_private(path, _MAX_KEY_FILE_BYTES), None)
     except OpenToOthers:
-        raise IdentityError(f"{path} can be read by other users: chmod 600 it") from None
+        raise IdentityError("key-unusable", f"{path} can be read by other users", f"run: chmod 600 {path}") from None
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise IdentityError(f"{path} is no node key ({error}): restore it, or remove it for a new identity") from None
+        raise IdentityError("key-unusable", f"{path} is no node key ({error})", _RESTORE) from None
     if not isinstance(private, Ed25519PrivateKey):
-        raise IdentityError(f"{path} holds another kind of key: restore it, or remove it for a new identity")
+        raise IdentityError("key-unusable", f"{path} holds another kind of key", _RESTORE)
     return from_seed(private.private_bytes_raw())
 
 

@@ -20,6 +20,7 @@ from sortedcontainers import SortedKeyList
 
 from consensus import state
 from consensus.codec import encode
+from consensus.errors import Refusal
 from consensus.params import ChainParams
 from consensus.rules import payloads
 from consensus.state import Account, StateReader
@@ -39,17 +40,11 @@ _REPLACEMENT_PERCENT = 10
 _GAPPED = -1
 
 
-class PoolError(Exception):
+class PoolError(Refusal):
     """A transaction, result or tensor that this node does not keep, for a reason of its own policy, not of consensus.
 
     Attributes: `code` for programs, `message` what is wrong, `fix` what to do about it.
     """
-
-    def __init__(self, code: str, message: str, fix: str) -> None:
-        self.code = code
-        self.message = message
-        self.fix = fix
-        super().__init__(f"{message}: {fix}")
 
 
 class TipView(Protocol):

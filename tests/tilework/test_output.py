@@ -9,11 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 from consensus.address import split_address
+from consensus.errors import Refusal
 from tilework.output import CliError, Group, emit, notice
 from wallet.errors import ExitCode, WalletError
 
 ERRORS: dict[str, BaseException] = {
     "wallet": WalletError("wrong-password", "no", "try again"),
+    "refusal": Refusal("config", "no such setting", "correct it"),
+    "refusal-by-rule": Refusal("odd-code", "not now", "wait"),
     "cli": CliError("job-unknown", "no such job", "list them", ExitCode.NOT_FOUND),
     "click": click.ClickException("cannot open"),
     "bad-value": click.BadParameter("not a number"),

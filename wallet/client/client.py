@@ -29,13 +29,12 @@ from consensus.transaction import SubmitJob, decode_transaction
 from wallet.accounts.keys import SigningKey
 from wallet.client.gateway import Gateway, check_job_id, together
 from wallet.client.job import Cost, Group, Job, Progress, cancel, explain, require_key, unknown_job
-from wallet.client.matrices import as_operands
+from wallet.client.matrices import Int8Matrix, Int32Matrix, Matmul, as_operands
 from wallet.client.offers import Offer, Terms, find_deal, life_blocks, make_offer
 from wallet.client.purse import Purse, Sent
 from wallet.client.slicing import Grid, Slices, check_inner, cut
 from wallet.client.transactions import Network
 from wallet.errors import ExitCode, WalletError
-from wallet.models.quantised import Int8Matrix, Int32Matrix, Matmul
 
 T = TypeVar("T")
 

@@ -22,12 +22,12 @@ from consensus.rules.jobs import escrow_of, job_fees
 from consensus.transaction import CancelJob, SubmitJob, packet_id_of
 from wallet.accounts.keys import SigningKey
 from wallet.client.gateway import Gateway, together
+from wallet.client.matrices import Int8Matrix, Int32Matrix
 from wallet.client.offers import Offer, make_offer
 from wallet.client.purse import Purse, Sent
 from wallet.client.rpc import RpcError
 from wallet.client.slicing import Slices, assemble
 from wallet.errors import ExitCode, WalletError
-from wallet.models.quantised import Int8Matrix, Int32Matrix
 
 POLL_SECONDS = 5.0
 """How long to wait for news of a block before asking anyway."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +18,13 @@ import numpy.typing as npt
 from api import npy
 from consensus.shape import OPERAND_BOUND
 from wallet.errors import ExitCode, WalletError
-from wallet.models.quantised import Int8Matrix
+
+Int8Matrix = npt.NDArray[np.int8]
+Int32Matrix = npt.NDArray[np.int32]
+Matmul = Callable[[Int8Matrix, Int8Matrix], Awaitable[Int32Matrix]]
+"""The exact product of (rows, k) and (k, n) operands in [−63, 63]; the shapes are natural, padding is its affair."""
+
+INT32_MAX = 2**31 - 1
 
 _MAX_FILE_HEADER_BYTES = 4096
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from consensus.params import MAX_PACKETS, MAX_TENSOR_BYTES, MAX_TX_BYTES, ChainParams
 from consensus.shape import MAX_DIMENSION, MAX_UNIT_BYTES, OPERAND_BOUND, TILE_SIDE, Shape
 from consensus.tensor import COLUMNS, Tensor
+from wallet.client.matrices import INT32_MAX, Int8Matrix, Int32Matrix
 from wallet.errors import ExitCode, WalletError
-from wallet.models.quantised import INT32_MAX, Int8Matrix, Int32Matrix
 
 MIN_UNIT_BYTES = Shape(TILE_SIDE, TILE_SIDE, TILE_SIDE).unit_bytes
 """The least memory bound: one tile."""

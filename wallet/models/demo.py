@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from wallet.client.matrices import Int8Matrix, Int32Matrix
 from wallet.errors import ExitCode, WalletError
-from wallet.models.quantised import Int8Matrix, Int32Matrix, Layer, QuantisedNetwork, Requantise
+from wallet.models.quantised import Layer, QuantisedNetwork, Requantise
 
 ARRAYS_NAME = "mnist_demo.npz"
 MANIFEST_NAME = "mnist_demo.json"

@@ -23,10 +23,11 @@ from consensus.transaction import packet_id_of
 from wallet.accounts.amounts import format_tile
 from wallet.client.client import Client
 from wallet.client.job import Job
+from wallet.client.matrices import Int8Matrix, Int32Matrix
 from wallet.client.offers import total_macs, worthwhile_packets
 from wallet.models.demo import Demo, count_correct
-from wallet.models.quantised import Int8Matrix, Int32Matrix, run_local
 from wallet.models.quantised import run as run_network
+from wallet.models.quantised import run_local
 
 Told = Callable[[str], None]
 

@@ -9,7 +9,6 @@ Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (CV
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,15 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from consensus.shape import OPERAND_BOUND
+from wallet.client.matrices import INT32_MAX, Int8Matrix, Int32Matrix, Matmul
 from wallet.errors import ExitCode, WalletError
 
-Int8Matrix = npt.NDArray[np.int8]
-Int32Matrix = npt.NDArray[np.int32]
 Int32Vector = npt.NDArray[np.int32]
-Matmul = Callable[[Int8Matrix, Int8Matrix], Awaitable[Int32Matrix]]
-"""The exact product of (rows, k) and (k, n) operands in [−63, 63]; the shapes are natural, padding is its affair."""
-
-INT32_MAX = 2**31 - 1
 MAX_MULTIPLIER = INT32_MAX
 MAX_SHIFT = 62
 # |accumulator| < 2³¹ and multiplier < 2³¹, so their product is below 2⁶², and half a unit of the shift is at most 2⁶¹.

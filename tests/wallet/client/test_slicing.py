@@ -14,9 +14,10 @@ from consensus.rules.payloads import intrinsic_gas
 from consensus.shape import MAX_DIMENSION, MAX_UNIT_BYTES, Shape
 from consensus.transaction import Operand, Pair, SubmitJob, Transaction, TxBody
 from wallet.client import slicing
+from wallet.client.matrices import Int8Matrix, Int32Matrix
 from wallet.client.slicing import MIN_UNIT_BYTES, Slices, assemble, check_inner, choose_grid, cut, into_jobs
 from wallet.errors import ExitCode, WalletError
-from wallet.models.quantised import Int8Matrix, Int32Matrix, exact_product
+from wallet.models.quantised import exact_product
 
 PARAMS = devnet(0)
 

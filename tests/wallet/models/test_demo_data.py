@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from wallet.client.matrices import Int8Matrix, Int32Matrix
 from wallet.errors import WalletError
 from wallet.models.demo import ARRAYS_NAME, DATA, MANIFEST_NAME, Demo, count_correct, load_demo
-from wallet.models.quantised import Int8Matrix, Int32Matrix, run, run_local
+from wallet.models.quantised import run, run_local
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wallet.client.matrices import INT32_MAX, Int8Matrix, Int32Matrix
 from wallet.errors import WalletError
 from wallet.models.quantised import (
-    INT32_MAX,
     MAX_MULTIPLIER,
     MAX_SHIFT,
-    Int8Matrix,
-    Int32Matrix,
     Layer,
     QuantisedNetwork,
     Requantise,
