@@ -56,8 +56,8 @@ from node.pool.intake import Intake, Observer
 from node.pool.mempool import Mempool
 from node.pool.results import ResultPool
 from node.rpc.context import Context
-from node.rpc.methods import TABLE, TITLE
-from node.rpc.methods_chain import is_syncing
+from node.rpc.methods.chain import is_syncing
+from node.rpc.methods.table import TABLE, TITLE
 from node.rpc.registry import Info
 from node.rpc.server import Probes, Readiness, RpcConfig, RpcServer
 from node.rpc.subscriptions import Hub

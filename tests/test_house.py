@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "node.pool": _CHAIN,
     "node.mining": _POOL,
     "node.p2p": _POOL,
-    "node.rpc": _RPC,
+    "node.rpc": _RPC,  # and its methods, over it
     "node": _RPC,  # the service and what is around it
     "devnet": _DEVNET,
     "tilework": _DEVNET | {"devnet"},

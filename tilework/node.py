@@ -155,7 +155,7 @@ def status(url: str) -> None:
 @node.command("rpc-docs")
 def rpc_docs() -> None:
     """Show the documentation of every RPC method (docs/rpc.md)."""
-    from node.rpc.methods import rpc_docs as page  # the methods import the chain, and with it the kernels
+    from node.rpc.methods.table import rpc_docs as page  # the methods import the chain, and with it the kernels
 
     text = page()
     emit({"page": text}, text.rstrip("\n"))

@@ -21,7 +21,7 @@ from consensus.address import encode_address
 from consensus.params import TILE, Allocation
 from node import genesis
 from node.config import SETTINGS
-from node.rpc.methods import rpc_docs
+from node.rpc.methods.table import rpc_docs
 from tilework.main import COMMANDS, main
 from worker.key import WorkerKey
 

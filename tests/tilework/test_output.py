@@ -79,6 +79,8 @@ def test_results_are_text_for_people_and_json_for_scripts() -> None:
     ("how", "code", "status"),
     [
         ("wallet", "wrong-password", 3),
+        ("refusal", "config", 2),
+        ("refusal-by-rule", "odd-code", 3),
         ("cli", "job-unknown", 4),
         ("click", "usage", 2),
         ("bad-value", "usage", 2),

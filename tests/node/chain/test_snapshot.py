@@ -26,8 +26,8 @@ from node.p2p.join import Joiner
 from node.p2p.limits import DEFAULT, MAX_STATE_BYTES
 from node.p2p.messages import GetBody, GetHeaders, GetState, Message, NotFound, State, Status
 from node.p2p.transport import Address
-from node.rpc import methods_chain
 from node.rpc.jsonrpc import RpcError
+from node.rpc.methods import chain as chain_methods
 from tests.builders import ALICE, BOB, CAROL, DAVE, ERIN, ChainBuilder, Node, operand, regtest, strips_of
 from tests.node.chain.test_chain import FAR_FUTURE_MS, FailingStore, feed, flat, lineage, open_chain, records
 from tests.node.p2p.net import PORT, Net, NetNode, until
@@ -264,16 +264,16 @@ def test_what_was_pruned_is_told_from_what_never_was(builder: ChainBuilder) -> N
     chain = fresh_chain(builder)
     add_headers(chain, builder)
     join(chain, builder, 50)
-    assert methods_chain._info(chain).snapshot_height == 50
+    assert chain_methods._info(chain).snapshot_height == 50
     for height in (1, 50):
         entry = chain.entry(chain.id_at(height) or b"")
         assert entry is not None
-        assert methods_chain.header_of(chain, entry).confirmations == 51 - height
+        assert chain_methods.header_of(chain, entry).confirmations == 51 - height
         with pytest.raises(RpcError, match="pruned: this node joined from a snapshot at height 50") as caught:
-            methods_chain._block(chain, entry)
+            chain_methods._block(chain, entry)
         assert caught.value.kind is NOT_FOUND
     with pytest.raises(RpcError) as caught:
-        methods_chain._block(chain, above(chain, builder, 50))
+        chain_methods._block(chain, above(chain, builder, 50))
     assert caught.value.kind is UNAVAILABLE
 
 

@@ -20,7 +20,7 @@ from consensus.tensor import COLUMNS, ROWS, Tensor
 from node.compute import ThreadCompute
 from node.rpc import tensors
 from node.rpc.context import Context
-from node.rpc.methods import TABLE
+from node.rpc.methods.table import TABLE
 from node.rpc.registry import Info
 from node.rpc.server import Probes, Readiness, RpcConfig, RpcServer
 from node.rpc.subscriptions import Hub

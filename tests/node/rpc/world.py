@@ -22,7 +22,7 @@ from node.pool.mempool import Mempool
 from node.pool.results import ResultPool
 from node.rpc.context import Context
 from node.rpc.jsonrpc import RpcError
-from node.rpc.methods import TABLE
+from node.rpc.methods.table import TABLE
 from tests.builders import DAVE, ERIN, ChainBuilder, Job, Key, Node, operand
 
 PEER = PeerView("aa", "127.0.0.1:1", "out", "test", 1, 7, None, 0.0, 10, 20)

@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 
-from node.rpc.methods import TABLE, rpc_docs
+from node.rpc.methods.table import TABLE, rpc_docs
 from node.rpc.server import every_method
 from node.rpc.subscriptions import Feed, Hub
 from node.rpc.topics import Publisher
 from tests.builders import ALICE, BOB, DAVE
 from tests.node.rpc.world import PEER, World, small_job, with_workers
 
-PAGE = Path(__file__).parents[3] / "docs" / "rpc.md"
+PAGE = Path(__file__).parents[4] / "docs" / "rpc.md"
 
 CONTRACT = {
     "chain_info chain_params chain_getHeader chain_getBlock chain_supply",

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from node.rpc import (
-    methods_chain,
-    methods_job,
-    methods_node,
-    methods_state,
-    methods_tx,
-    methods_work,
-    methods_worker,
-    topics,
-)
+from node.rpc import topics
 from node.rpc.context import Context
+from node.rpc.methods import chain, job, node, state, tx, work, worker
 from node.rpc.registry import Info, Table, markdown, openrpc
 from node.rpc.server import every_method
 
 TITLE = "Tilework node RPC"
 
 TABLE: Table[Context] = Table()
-for _part in (
-    methods_chain,
-    methods_state,
-    methods_tx,
-    methods_job,
-    methods_work,
-    methods_worker,
-    methods_node,
-    topics,
-):
+for _part in (chain, state, tx, job, work, worker, node, topics):
     TABLE.include(_part.TABLE)
 
 _TENSORS = """\

@@ -12,7 +12,7 @@ from consensus.transaction import Result
 from node.pool.intake import NotYet
 from node.rpc.context import Context, decode_hex, refusals
 from node.rpc.jsonrpc import RpcError
-from node.rpc.methods_chain import is_syncing
+from node.rpc.methods.chain import is_syncing
 from node.rpc.registry import Table
 from node.rpc.views import unit_view
 

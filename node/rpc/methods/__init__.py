@@ -1,0 +1,1 @@
+"""The RPC methods, one module a prefix, and the table that holds them all."""
