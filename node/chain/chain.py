@@ -256,7 +256,7 @@ class Chain:
 
         Raises:
             ConsensusError: UNKNOWN_PARENT and TIME_TOO_NEW may pass later; WRONG_PARENT_TICKET asks for the parent's
-                other copy, WRONG_STRIPS for the strips; any other condemns its sender.
+                other copy, WRONG_STRIPS for the strips; for any other the sender is to blame.
         """
         with self._importing:
             entry = self._tree.get(header.id)

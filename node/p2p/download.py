@@ -229,7 +229,7 @@ class Downloader:
                 raise _Refused(str(error)) from None
 
     def _blame_giver(self, header: Header, error: ConsensusError) -> None:
-        """A false proof condemns its copy, so whoever gave this copy, and nobody else."""
+        """A false proof counts against the peer that gave this copy of the header, and nobody else."""
         giver = self._headers.givers.pop((header.id, header.ticket), None)
         for peer in list(self._headers.tips):
             if peer.key == giver:

@@ -144,7 +144,7 @@ class Fetcher:
     ) -> T:
         """What `accept` makes of the first good answer, the least busy peer being asked first.
 
-        `accept` raises `WrongAnswer` at an answer that condemns its sender; `passed_over` are keys not to be asked;
+        `accept` raises `WrongAnswer` at an answer that is its sender's fault; `passed_over` are keys not to be asked;
         `owed` says whether a candidate without the thing breaks its word.
 
         Raises:
@@ -248,7 +248,7 @@ class _Download:
         self._givers.update(dict.fromkeys(range(first, first + expected), peer))
 
     def reject(self, wrong: list[int]) -> None:
-        """Forget all strips of whoever gave a wrong one, and condemn him."""
+        """Forget all strips of the peer that gave a wrong one, and penalise it."""
         liars = {self._givers[index].key: self._givers[index] for index in wrong}
         for peer in liars.values():
             peer.penalise(Offence.INVALID, "a strip with another hash")

@@ -260,7 +260,7 @@ class HeaderSync:
         return entries, None
 
     async def _judge(self, peer: Peer, header: Header, error: ConsensusError, final: bool) -> _Verdict:
-        """What a refusal means. Some are about what is not here yet; the others condemn whoever sent the header."""
+        """What a refusal means. Some are about what is not here yet; for the others the sender is to blame."""
         match error.reason:
             case Reason.TIME_TOO_NEW:
                 self._early[header.id] = (header, peer)

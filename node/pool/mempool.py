@@ -161,7 +161,7 @@ class Mempool:
             return True
 
     def best(self, base_fee: int, limit: int) -> list[Pending]:
-        """The `limit` transactions to try first at `base_fee`: dearest first, each behind its sender's earlier ones."""
+        """The `limit` transactions to try at `base_fee`: best paying first, each after its sender's earlier ones."""
         with self._lock:
             eligible = (p for p in reversed(self._ranked) if p.tx.body.max_base_fee >= base_fee and p.rank[0] >= 0)
             return list(islice(eligible, limit))

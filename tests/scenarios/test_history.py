@@ -214,7 +214,7 @@ def test_subsidy_is_the_same_for_idle_and_paid_units() -> None:
 
 
 def test_degenerate_zero_operands_gain_nothing() -> None:
-    """A miner who posts zero matrices to himself wins no oftener than by idling (a ticket's chance is by k alone),
+    """A miner who posts zero matrices as jobs wins no more often than by idling (a ticket's chance is by k alone),
     and pays a tenth of the fee to nobody."""
     target = regtest().anchor_target
     for k in (64, 1024, 4096):
