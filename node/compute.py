@@ -22,11 +22,17 @@ class Compute(Protocol):
 class ThreadCompute:
     """A pool of threads. The kernels, hashes and signatures release the GIL, so they truly run beside the loop."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, raised: Callable[[Exception], None] = lambda _: None) -> None:
+        """`raised` is told, on the event loop's thread, what a function raised; then its caller gets it."""
+        self._raised = raised
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compute")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await run_on(self._pool, function, *args, **kwargs)
+        try:
+            return await run_on(self._pool, function, *args, **kwargs)
+        except Exception as error:
+            self._raised(error)
+            raise
 
     def close(self) -> None:
         """Wait for what runs; refuse what would come."""

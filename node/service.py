@@ -26,21 +26,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from msgspec import Struct
 
 from api.node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from consensus import work
 from consensus.address import encode_address
-from consensus.block import Block
 from consensus.errors import Refusal
 from consensus.params import ChainParams
 from consensus.proofs import freivalds
-from consensus.validation import Strips
 from node import genesis
-from node.chain.chain import Chain, Import
-from node.chain.store import LevelStore, StorageError, Store, StoreInUse
+from node.chain.chain import Chain
+from node.chain.store import LevelStore, StorageError, StoreInUse
 from node.chain.tensors import TensorStore
 from node.compute import ThreadCompute
 from node.config import Config
@@ -67,9 +65,6 @@ from worker.compute import LowPriorityCompute
 from worker.key import WorkerKey, WorkerKeyError
 from worker.stats import MinerStats
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 logger = logging.getLogger("tilework.node")
 
 READ_THREADS = 4
@@ -89,48 +84,6 @@ def software_version() -> str:
         return version("tilework")
     except PackageNotFoundError:
         return "unknown"
-
-
-class MeteredChain(Chain):
-    """The chain, with the seconds of each import told to `observe`."""
-
-    def __init__(
-        self,
-        params: ChainParams,
-        store: Store,
-        tensors: TensorStore,
-        clock: Callable[[], int],
-        observe: Callable[[float], None],
-        allow_deep_reorg: bool = False,
-    ) -> None:
-        """See `Chain`."""
-        super().__init__(params, store, tensors, clock, allow_deep_reorg)
-        self._observe = observe
-
-    def add_block(self, block: Block, strips: Strips | None = None) -> Import:
-        """See `Chain.add_block`."""
-        started = time.perf_counter()
-        try:
-            return super().add_block(block, strips)
-        finally:
-            self._observe(time.perf_counter() - started)
-
-
-class WatchedCompute(ThreadCompute):
-    """A pool of threads that reports a failing disk, whoever runs into it."""
-
-    def __init__(self, threads: int, fatal: Callable[[StorageError], None]) -> None:
-        """`fatal` is called on the event loop's thread."""
-        super().__init__(threads)
-        self._fatal = fatal
-
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """See `Compute.run`."""
-        try:
-            return await super().run(function, *args, **kwargs)
-        except StorageError as error:
-            self._fatal(error)
-            raise
 
 
 class Node:
@@ -158,8 +111,8 @@ class Node:
         except StartError:
             self._store.close()
             raise
-        self._compute = WatchedCompute(config.threads, self._fail)
-        self._reads = WatchedCompute(READ_THREADS, self._fail)
+        self._compute = ThreadCompute(config.threads, self._raised)
+        self._reads = ThreadCompute(READ_THREADS, self._raised)
         self._bench = LowPriorityCompute()
         pool = Mempool(self.chain, config.limits.mempool_mib << 20)
         self.intake = Intake(self.chain, pool, ResultPool(self.chain), self._compute, self._fail)
@@ -240,7 +193,7 @@ class Node:
         try:
             await self.miner.run()
         except* StorageError as errors:
-            self._fail(_innermost(errors))
+            self._fail(errors)
         finally:
             self._mining = False
 
@@ -261,8 +214,15 @@ class Node:
         self._store.close()
         logger.info("stopped", extra={"height": self.chain.tip.height})
 
+    def _raised(self, error: Exception) -> None:
+        """What ran on a thread raised this: a failing disk stops the node, whoever ran into it."""
+        if isinstance(error, StorageError):
+            self._fail(error)
+
     def _fail(self, error: BaseException) -> None:
-        """An error after which nothing may be written any more. From any task of the loop."""
+        """An error, or a group of them, after which nothing may be written any more. From any task of the loop."""
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
         if self._failure is None:
             self._failure = error if isinstance(error, StorageError) else StorageError(str(error))
             logger.critical("storage failed", extra={"error": str(error)})
@@ -385,12 +345,6 @@ def _fields(view: type[Struct], source: object) -> dict[str, Any]:
     return {name: getattr(source, name) for name in view.__struct_fields__ if hasattr(source, name)}
 
 
-def _innermost(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def _warm_kernels() -> None:
     """Nobody waits for a compiler later: this takes under a second from numba's cache, eleven without it."""
     started = time.perf_counter()
@@ -399,9 +353,7 @@ def _warm_kernels() -> None:
     logger.info("kernels are warm", extra={"seconds": round(time.perf_counter() - started, 2)})
 
 
-def _open_chain(
-    config: Config, clock: Callable[[], int], metrics: Metrics
-) -> tuple[ChainParams, LevelStore, MeteredChain]:
+def _open_chain(config: Config, clock: Callable[[], int], metrics: Metrics) -> tuple[ChainParams, LevelStore, Chain]:
     try:
         rules = genesis.rules_of(config.network, config.genesis_file)
     except genesis.GenesisError as error:
@@ -419,7 +371,7 @@ def _open_chain(
         raise StartError("storage", str(error), "check the directory, its mode and the free space") from None
     try:
         tensors = TensorStore(config.directory / "tensors", config.limits.tensor_cache_mib << 20)
-        chain = MeteredChain(rules, store, tensors, clock, metrics.imported, config.allow_deep_reorg)
+        chain = Chain(rules, store, tensors, clock, metrics.imported, config.allow_deep_reorg)
         return rules, store, chain
     except StorageError as error:
         store.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -79,9 +80,13 @@ class Chain:
         store: Store,
         tensors: TensorStore,
         clock: Callable[[], int],
+        imported: Callable[[float], None] = lambda _: None,
         allow_deep_reorg: bool = False,
     ) -> None:
         """Open the chain in `store`, or found it; check that tip, state root and undo data fit.
+
+        `clock` gives Unix milliseconds; `imported` is told the seconds that each call of `add_block` took, on its
+        thread.
 
         Raises:
             StorageError: the store belongs to another network or is damaged.
@@ -96,6 +101,7 @@ class Chain:
         self._store = store
         self._retention = Retention(store, tensors)
         self._clock = clock
+        self._imported = imported
         self._importing = threading.RLock()
         self._viewing = threading.RLock()
         self._tree = HeaderTree(self.genesis.header)
@@ -283,6 +289,13 @@ class Chain:
             MissingTensor: fetch the tensor, then add the block again.
             StorageError: the node must stop.
         """
+        started = time.perf_counter()
+        try:
+            return self._add_block(block, strips)
+        finally:
+            self._imported(time.perf_counter() - started)
+
+    def _add_block(self, block: Block, strips: Strips | None) -> Import:
         with self._importing:
             entry = self.add_header(block.header, strips)
             if entry.invalid:

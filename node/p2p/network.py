@@ -110,7 +110,7 @@ class Network:
         compute: Compute,
         fatal: Callable[[BaseException], None],
     ) -> None:
-        """`clock` gives Unix milliseconds; `fatal` is called with an error after which the node must stop."""
+        """`clock` gives Unix milliseconds; `fatal` gets the error, or the group, after which the node must stop."""
         limits = config.limits
         self._config = config
         self._limits = limits
@@ -302,7 +302,7 @@ class Network:
         try:
             await peer.run(*companions)
         except* StorageError as errors:
-            self._fatal(_first(errors))
+            self._fatal(errors)
         except* Exception:
             logger.exception("session failed", extra={"peer": peer.name})
         finally:
@@ -504,19 +504,12 @@ class Network:
             pass
         except Exception as error:
             logger.exception("network service failed")
-            self._fatal(_first(error))
+            self._fatal(error)
 
 
 def _home(peer: Peer) -> Address:
     """Where a peer listens, as far as it told; port 0 where it does not."""
     return Address(peer.address.host, peer.listen_port) if peer.inbound else peer.address
-
-
-def _first(error: BaseException) -> BaseException:
-    """What a group of errors began with."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _is_local(host: str) -> bool:

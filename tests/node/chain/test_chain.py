@@ -490,3 +490,18 @@ def test_apply_block_alone_never_touches_the_store(builder: ChainBuilder) -> Non
     before = dict(store.scan(b""))
     chain.read(lambda view: apply_block(chain.params, chain.genesis_hash, view, builder.tip.block, chain.products))
     assert dict(store.scan(b"")) == before
+
+
+def test_the_seconds_of_each_import_are_told(builder: ChainBuilder) -> None:
+    seconds: list[float] = []
+    builder.mine(count=2)
+    tensors = TensorStore(None)
+    for tensor in builder.tensors:
+        tensors.add(tensor)
+    chain = Chain(builder.params, MemoryStore(), tensors, lambda: FAR_FUTURE_MS, seconds.append)
+    first, second = lineage(builder.tip)
+    with pytest.raises(ConsensusError):  # a refused one has taken its time, too
+        chain.add_block(second.block)
+    chain.add_block(first.block)
+    assert len(seconds) == 2
+    assert all(taken > 0 for taken in seconds)
