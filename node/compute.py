@@ -6,10 +6,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, Protocol, TypeVar
 
+from node.chain.store import StorageError
 from worker.compute import run_on
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+Failed = Callable[[StorageError], None]
+
+
+def _nobody(_error: StorageError) -> None:
+    pass
 
 
 class Compute(Protocol):
@@ -22,16 +30,16 @@ class Compute(Protocol):
 class ThreadCompute:
     """A pool of threads. The kernels, hashes and signatures release the GIL, so they truly run beside the loop."""
 
-    def __init__(self, threads: int, raised: Callable[[Exception], None] = lambda _: None) -> None:
-        """`raised` is told, on the event loop's thread, what a function raised; then its caller gets it."""
-        self._raised = raised
+    def __init__(self, threads: int, failed: Failed = _nobody) -> None:
+        """`failed` hears, on the event loop's thread, of a failing disk, whoever runs into it."""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compute")
+        self._failed = failed
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await run_on(self._pool, function, *args, **kwargs)
-        except Exception as error:
-            self._raised(error)
+        except StorageError as error:
+            self._failed(error)
             raise
 
     def close(self) -> None:
@@ -42,5 +50,12 @@ class ThreadCompute:
 class InlineCompute:
     """Runs at once, in the caller's turn: for simulations, whose time is virtual."""
 
+    def __init__(self, failed: Failed = _nobody) -> None:
+        self._failed = failed
+
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except StorageError as error:
+            self._failed(error)
+            raise

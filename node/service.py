@@ -24,46 +24,38 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
-from msgspec import Struct
-
-from api.node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from consensus import work
-from consensus.address import encode_address
-from consensus.errors import Refusal
-from consensus.params import ChainParams
 from consensus.proofs import freivalds
-from node import genesis
-from node.chain.chain import Chain
-from node.chain.store import LevelStore, StorageError, StoreInUse
-from node.chain.tensors import TensorStore
+from node.chain.store import StorageError
 from node.compute import ThreadCompute
 from node.config import Config
-from node.metrics import Metrics, Reading
+from node.failure import Failure
+from node.metrics import Metrics
 from node.mining.desk import WorkDesk
 from node.mining.miner import Miner
 from node.mining.producer import Producer
-from node.p2p.identity import Identity, IdentityError, load_or_create
 from node.p2p.limits import DEFAULT
-from node.p2p.network import Network, NetworkConfig
-from node.p2p.transport import Address, TlsTransport
+from node.p2p.network import Network
+from node.p2p.transport import TlsTransport
 from node.pool.intake import Intake, Observer
 from node.pool.mempool import Mempool
 from node.pool.results import ResultPool
+from node.report import Report
 from node.rpc.context import Context
-from node.rpc.methods.chain import is_syncing
 from node.rpc.methods.table import TABLE, TITLE
 from node.rpc.registry import Info
-from node.rpc.server import Probes, Readiness, RpcConfig, RpcServer
+from node.rpc.server import Probes, RpcConfig, RpcServer
 from node.rpc.subscriptions import Hub
 from node.rpc.tensors import TensorRoutes
 from node.rpc.topics import Publisher
+from node.start import StartError, keep_genesis, load_keys, network_config, no_port, open_chain, software_version
 from worker.compute import LowPriorityCompute
-from worker.key import WorkerKey, WorkerKeyError
-from worker.stats import MinerStats
+from worker.key import WorkerKey
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger("tilework.node")
 
@@ -74,20 +66,13 @@ CATCH_UP_SECONDS = 15.0
 CATCH_UP_LOOK_SECONDS = 0.2
 
 
-class StartError(Refusal):
-    """The node cannot start: a stable `code`, what is wrong, and what to do about it."""
-
-
-def software_version() -> str:
-    """The installed version."""
-    try:
-        return version("tilework")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 class Node:
-    """One node. A `node.rpc.context.Host`."""
+    """One node.
+
+    Attributes:
+        chain, intake, producer, network, miner: its parts; no miner where it does not mine.
+        report: what it says of itself.
+    """
 
     def __init__(self, config: Config, clock: Callable[[], int] = lambda: time.time_ns() // 10**6) -> None:
         """Open everything that is on disk and compile the kernels. Takes from one to some seconds.
@@ -97,42 +82,41 @@ class Node:
         """
         self.config = config
         self.directory = config.directory
-        self._started_at = time.monotonic()
-        self._stop = asyncio.Event()
-        self._failure: StorageError | None = None
-        self._address = ""
-        self._mining = False
-        self.metrics = Metrics(self._reading)
-        network = _network_config(config)
-        rules, self._store, self.chain = _open_chain(config, clock, self.metrics)
+        self._failure = failure = Failure()
+        self.metrics = Metrics(lambda: self.report.reading())
+        network = network_config(config)
+        self._store, self.chain = open_chain(config, clock, self.metrics.imported)
         try:
-            self._identity, self._worker = _load_keys(config)
-            _keep_genesis(self.directory / "genesis.json", rules)
+            identity, worker = load_keys(config)
+            keep_genesis(self.directory / "genesis.json", self.chain.params)
         except StartError:
             self._store.close()
             raise
-        self._compute = ThreadCompute(config.threads, self._raised)
-        self._reads = ThreadCompute(READ_THREADS, self._raised)
+        self._compute = ThreadCompute(config.threads, failure.report)
+        self._reads = ThreadCompute(READ_THREADS, failure.report)
         self._bench = LowPriorityCompute()
         pool = Mempool(self.chain, config.limits.mempool_mib << 20)
-        self.intake = Intake(self.chain, pool, ResultPool(self.chain), self._compute, self._fail)
+        self.intake = Intake(self.chain, pool, ResultPool(self.chain), self._compute)
         rng = random.Random(secrets.token_bytes(16))  # for choices that need no secrecy
         self.producer = Producer(self.chain, pool, self.intake.results, clock, rng)
-        self.miner = None if self._worker is None else self._make_miner(self._worker, rng)
+        self.miner = None if worker is None else self._make_miner(worker, rng)
+        transport = TlsTransport(identity, DEFAULT)
         self.network = Network(
-            network,
-            self._identity,
+            network, identity, self.chain, self.intake, transport, clock, rng, self._compute, failure.report
+        )
+        self.report = Report(
             self.chain,
             self.intake,
-            TlsTransport(self._identity, DEFAULT),
-            clock,
-            rng,
-            self._compute,
-            self._fail,
+            self.network,
+            self.miner,
+            failure,
+            node_id=identity.key,
+            worker=None if worker is None else worker.address,
+            needs_peers=bool(config.p2p.peers),
         )
         self._hub = Hub(TABLE.topics)
         desk = WorkDesk(self.intake, self.producer, self._compute, clock)
-        self._context = Context(self.chain, self.intake, desk, self, self._reads)
+        self._context = Context(self.chain, self.intake, desk, self.report, self._reads)
         self._rpc = self._make_rpc()
         _warm_kernels()
 
@@ -153,10 +137,10 @@ class Node:
                 await self._start_network()
                 stack.push_async_callback(self.network.stop)
                 try:
-                    self._address = str(await stack.enter_async_context(self._rpc.serving())).rstrip("/")
+                    self.report.rpc_address = str(await stack.enter_async_context(self._rpc.serving())).rstrip("/")
                 except OSError as error:
-                    raise _no_port("rpc", self.config.rpc.host, self.config.rpc.port, error) from None
-                logger.info("serving RPC", extra={"address": self._address})
+                    raise no_port("rpc", self.config.rpc.host, self.config.rpc.port, error) from None
+                logger.info("serving RPC", extra={"address": self.report.rpc_address})
                 async with asyncio.TaskGroup() as group:
                     mining = group.create_task(self._mine()) if self.miner is not None else None
                     try:
@@ -167,41 +151,41 @@ class Node:
                             mining.cancel()
         finally:
             await self._close()
-        if self._failure is not None:
-            raise self._failure
+        if self._failure.error is not None:
+            raise self._failure.error
 
     async def stopped(self) -> None:
         """Wait until somebody calls `stop`, or the disk fails."""
-        await self._stop.wait()
+        await self._failure.wait()
 
     def stop(self) -> None:
         """Ask the node to stop. On the event loop's thread."""
-        self._stop.set()
+        self._failure.stop()
 
     async def _start_network(self) -> None:
         try:
             await self.network.start()
         except OSError as error:
             await self.network.stop()
-            raise _no_port("p2p", self.config.p2p.host, self.config.p2p.port, error) from None
+            raise no_port("p2p", self.config.p2p.host, self.config.p2p.port, error) from None
 
     async def _mine(self) -> None:
         """Run the miner once the chain of the peers is here."""
         assert self.miner is not None
         await self._catch_up()
-        self._mining = True
+        self.report.mining_now = True
         try:
             await self.miner.run()
         except* StorageError as errors:
-            self._fail(errors)
+            self._failure.report(errors)
         finally:
-            self._mining = False
+            self.report.mining_now = False
 
     async def _catch_up(self) -> None:
         """Wait for the peers' chain: what is mined below it is wasted. Give up on peers that bring nothing."""
         loop = asyncio.get_running_loop()
         height, progress = self.chain.tip.height, loop.time()
-        while self._why_behind() and loop.time() - progress < CATCH_UP_SECONDS:
+        while self.report.why_behind() and loop.time() - progress < CATCH_UP_SECONDS:
             await asyncio.sleep(CATCH_UP_LOOK_SECONDS)
             if self.chain.tip.height != height:
                 height, progress = self.chain.tip.height, loop.time()
@@ -213,20 +197,6 @@ class Node:
             await asyncio.to_thread(pool.close)
         self._store.close()
         logger.info("stopped", extra={"height": self.chain.tip.height})
-
-    def _raised(self, error: Exception) -> None:
-        """What ran on a thread raised this: a failing disk stops the node, whoever ran into it."""
-        if isinstance(error, StorageError):
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        """An error, or a group of them, after which nothing may be written any more. From any task of the loop."""
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if self._failure is None:
-            self._failure = error if isinstance(error, StorageError) else StorageError(str(error))
-            logger.critical("storage failed", extra={"error": str(error)})
-        self._stop.set()
 
     # ------------------------------------------------------------------ parts
 
@@ -252,97 +222,10 @@ class Node:
             allowed_origins=frozenset(rpc.cors_origins),
             shutdown_seconds=1.0,
         )
-        probes = Probes(health=self._health, ready=self.ready, metrics=self.metrics.text)
+        probes = Probes(health=self.report.health, ready=self.report.ready, metrics=self.metrics.text)
         routes = TensorRoutes(self._context).routes
         info = Info(TITLE, software_version())
         return RpcServer(settings, info, TABLE, self._context, self._hub, probes, self.metrics.called, routes)
-
-    # ------------------------------------------------------------------ probes
-
-    def _health(self) -> Readiness:
-        return Readiness(self._failure is None, "" if self._failure is None else str(self._failure))
-
-    def ready(self) -> Readiness:
-        """Whether the node takes its full part; if not, the first reason."""
-        if self._failure is not None:
-            return Readiness(False, str(self._failure))
-        if self.network.address is None:
-            return Readiness(False, "not listening for peers")
-        if behind := self._why_behind():
-            return Readiness(False, behind)
-        if self.miner is not None and not self._mining:
-            return Readiness(False, "the miner is not running")
-        return Readiness(True)
-
-    def _why_behind(self) -> str:
-        """What keeps the node from the network's tip; empty when it is there."""
-        peers = self.network.peers()
-        if self.config.p2p.peers and not peers:
-            return "no peer is connected"
-        known = max([self.chain.best_header.height, *(peer.height for peer in peers)])
-        if is_syncing(self.chain) or known - self.chain.tip.height > 2:
-            return f"syncing: height {self.chain.tip.height} of {known}"
-        return ""
-
-    def _reading(self) -> Reading:
-        stats = self.miner.stats if self.miner is not None else MinerStats()
-        return Reading(
-            height=self.chain.tip.height,
-            best_header_height=self.chain.best_header.height,
-            peers=len(self.network.peers()),
-            mempool_transactions=len(self.intake.pool),
-            mempool_bytes=self.intake.pool.total_bytes,
-            results=len(self.intake.results),
-            tensor_bytes=self.chain.tensors.total_bytes,
-            ready=self.ready().ok,
-            mined={name: float(value) for name, value in stats.counters().items()},
-        )
-
-    # ------------------------------------------------------------------ for RPC
-
-    @property
-    def rpc_address(self) -> str:
-        """URL of the RPC server, once it serves."""
-        return self._address
-
-    def info(self) -> NodeInfo:
-        """See `node_info`."""
-        prefix = self.chain.params.address_prefix
-        return NodeInfo(
-            version=software_version(),
-            network=self.chain.params.network,
-            node_id=self._identity.key.hex(),
-            p2p_address=str(self.network.address or ""),
-            rpc_address=self._address,
-            miner=None if self._worker is None else encode_address(self._worker.address, prefix),
-            uptime_seconds=round(time.monotonic() - self._started_at, 1),
-            peers=len(self.network.peers()),
-            height=self.chain.tip.height,
-        )
-
-    def peers(self) -> list[PeerView]:
-        """See `node_peers`."""
-        return [PeerView(**_fields(PeerView, peer)) for peer in self.network.peers()]
-
-    def mempool(self) -> MempoolInfo:
-        """See `node_mempool`."""
-        pool = self.intake.pool
-        return MempoolInfo(len(pool), pool.total_bytes, len(self.intake.results))
-
-    def mining(self) -> MiningInfo:
-        """See `node_mining`."""
-        if self.miner is None:
-            return MiningInfo(enabled=False)
-        return MiningInfo(**_fields(MiningInfo, self.miner.stats) | {"enabled": True})
-
-    def add_peer(self, address: str) -> None:
-        """Connect to host:port and stay connected. Raises ValueError."""
-        self.network.add_peer(Address.parse(address))
-
-
-def _fields(view: type[Struct], source: object) -> dict[str, Any]:
-    """What `source` has of a view's fields."""
-    return {name: getattr(source, name) for name in view.__struct_fields__ if hasattr(source, name)}
 
 
 def _warm_kernels() -> None:
@@ -351,76 +234,3 @@ def _warm_kernels() -> None:
     work.warm()
     freivalds.warm()
     logger.info("kernels are warm", extra={"seconds": round(time.perf_counter() - started, 2)})
-
-
-def _open_chain(config: Config, clock: Callable[[], int], metrics: Metrics) -> tuple[ChainParams, LevelStore, Chain]:
-    try:
-        rules = genesis.rules_of(config.network, config.genesis_file)
-    except genesis.GenesisError as error:
-        raise StartError(error.code, error.message, error.fix) from None
-    try:
-        config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(config.directory, error) from None
-    try:
-        store = LevelStore(config.directory / "chain")
-    except StoreInUse:
-        fix = "stop the node that uses it, or choose another --data-dir"
-        raise StartError("data-dir-in-use", f"another node uses {config.directory}", fix) from None
-    except StorageError as error:
-        raise StartError("storage", str(error), "check the directory, its mode and the free space") from None
-    try:
-        tensors = TensorStore(config.directory / "tensors", config.limits.tensor_cache_mib << 20)
-        chain = Chain(rules, store, tensors, clock, metrics.imported, config.allow_deep_reorg)
-        return rules, store, chain
-    except StorageError as error:
-        store.close()
-        fix = "choose another --data-dir, or remove this one to synchronise anew"
-        raise StartError("storage", str(error), fix) from None
-
-
-def _load_keys(config: Config) -> tuple[Identity, WorkerKey | None]:
-    """The node's identity and, if it mines, its worker's key; made at the first start."""
-    try:
-        identity = load_or_create(config.directory / "node.key")
-        return identity, WorkerKey.load_or_create(config.worker_key_file) if config.mining.enabled else None
-    except IdentityError as error:
-        raise StartError(error.code, error.message, error.fix) from None
-    except WorkerKeyError as error:
-        raise StartError("worker-key-unusable", error.message, error.fix) from None
-
-
-def _keep_genesis(path: Path, rules: ChainParams) -> None:
-    """Remember the rules beside the chain that follows them, so that later starts need no --genesis."""
-    if path.exists():
-        return
-    fresh = path.with_suffix(".new")
-    try:
-        fresh.write_bytes(genesis.dump(rules))
-        fresh.replace(path)
-    except OSError as error:
-        raise _unwritable(path.parent, error) from None
-
-
-def _network_config(config: Config) -> NetworkConfig:
-    try:
-        peers = tuple(Address.parse(text) for text in config.p2p.peers)
-    except ValueError as error:
-        raise StartError("config", f"a peer's address cannot be read: {error}", "write it as host:port") from None
-    return NetworkConfig(
-        listen=Address(config.p2p.host, config.p2p.port),
-        static_peers=peers,
-        allow_private=config.network != "mainnet",
-        book_path=config.directory / "peers",
-        agent=f"tilework/{software_version()}",
-    )
-
-
-def _no_port(what: str, host: str, port: int, error: OSError) -> StartError:
-    fix = f"stop whatever listens there, or choose another --{what}-port (0 lets the system choose)"
-    return StartError("port-in-use", f"cannot listen on {host}:{port} for {what}: {error.strerror or error}", fix)
-
-
-def _unwritable(directory: Path, error: OSError) -> StartError:
-    fix = "choose a --data-dir that you can write to"
-    return StartError("data-dir-unwritable", f"cannot write to {directory}: {error.strerror}", fix)

@@ -192,7 +192,7 @@ async def _serve(running_node: Node) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running_node.stop)
     async with running_node.running():
-        info = running_node.info()
+        info = running_node.report.info()
         emit(info, f"{info.network} node at height {info.height}: RPC {info.rpc_address}, P2P {info.p2p_address}")
         await running_node.stopped()
     return ExitCode.OK

@@ -16,20 +16,21 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from consensus import events, transition, validation
-from consensus.block import Block, Body, Header, PacketUnit
+from consensus import transition, validation
+from consensus.block import Block, Body, Header
 from consensus.codec import encode
 from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
 from consensus.params import ChainParams
 from consensus.proofs.trie import CorruptTrieError
-from consensus.state import GROUPS, Changes, Overlay, StateReader, root_of
-from consensus.tensor import left_spec, right_spec
-from consensus.transaction import Transaction
+from consensus.state import GROUPS, Changes, Overlay, StateReader
 from consensus.transition import Transition
 from consensus.validation import Strips
 from node.chain import index, schema, snapshot
-from node.chain.headers import HeaderEntry, HeaderTree, fork_point, locator, path
-from node.chain.index import Location, Movement, Outcome
+from node.chain.archive import Archive
+from node.chain.headers import HeaderEntry, HeaderTree, fork_point, path
+from node.chain.index import Outcome
+from node.chain.known import KnownHeaders
+from node.chain.opening import open_chain
 from node.chain.retention import Retention
 from node.chain.schema import Tip
 from node.chain.snapshot import Staging, stored_header
@@ -70,6 +71,8 @@ class Chain:
     Attributes:
         params, genesis, genesis_hash: of the network.
         tensors: where the blocks' tensors are kept.
+        archive: the main chain's blocks, and what they did.
+        known: headers, on the main chain or off it.
         products, signatures: what was verified before; whoever verifies in gossip does so through these.
         allow_deep_reorg: the operator's override of `params.max_reorg` (`node.config`): undo as far as undo data reach.
     """
@@ -80,13 +83,12 @@ class Chain:
         store: Store,
         tensors: TensorStore,
         clock: Callable[[], int],
-        imported: Callable[[float], None] = lambda _: None,
+        imported: Callable[[float], None] = lambda _seconds: None,
         allow_deep_reorg: bool = False,
     ) -> None:
         """Open the chain in `store`, or found it; check that tip, state root and undo data fit.
 
-        `clock` gives Unix milliseconds; `imported` is told the seconds that each call of `add_block` took, on its
-        thread.
+        `clock` gives Unix milliseconds; `imported` is told the seconds that each call of `add_block` took, on its thread.
 
         Raises:
             StorageError: the store belongs to another network or is damaged.
@@ -100,17 +102,13 @@ class Chain:
         self.allow_deep_reorg = allow_deep_reorg
         self._store = store
         self._retention = Retention(store, tensors)
-        self._clock = clock
         self._imported = imported
         self._importing = threading.RLock()
         self._viewing = threading.RLock()
+        self.archive = Archive(store, self._viewing)
         self._tree = HeaderTree(self.genesis.header)
-        self._tip = self._base = self._tree.genesis
-        if store.get(schema.TIP) is None:
-            self._found(founding)
-        self._state = TipState(store, store.get(schema.PLACE) or schema.STATE)
-        self._load()
-        snapshot.clear(store, snapshot.spare(self._state.place))  # a crash may have left something
+        self.known = KnownHeaders(params, store, tensors, self.archive, self._tree, clock)
+        self._state, self._tip, self._base = open_chain(store, self.archive, self._tree, self.genesis, founding)
         with contextlib.suppress(MissingTensor):  # the network will bring it
             self._advance()
 
@@ -135,64 +133,14 @@ class Chain:
         """What is known of a block id."""
         return self._tree.get(block_id)
 
-    def id_at(self, height: int) -> bytes | None:
-        """Id of the main chain's block at a height."""
-        return self._store.get(schema.main(height))
-
-    def header(self, block_id: bytes, ticket: bytes | None = None) -> Header | None:
-        """A header; with `ticket`, the copy that has this winning ticket."""
-        entry = self._tree.get(block_id)
-        if entry is None or not entry.copies:
-            return None
-        return entry.header if ticket is None else entry.copy(ticket)
-
-    def body(self, block_id: bytes) -> Body | None:
-        """A stored body."""
-        data = self._store.get(schema.body(block_id))
-        return None if data is None else schema.decode(Body, data)
+    def headers_after(self, locator: list[bytes], limit: int) -> list[Header]:
+        """See `KnownHeaders.after`."""
+        return self.known.after(locator, self.tip.height, limit)
 
     def block(self, block_id: bytes) -> Block | None:
         """A block whose body is stored."""
-        header, body = self.header(block_id), self.body(block_id)
+        header, body = self.known.header(block_id), self.archive.body(block_id)
         return None if header is None or body is None else Block(header, body)
-
-    def outcome(self, block_id: bytes) -> Outcome | None:
-        """What executing a main-chain block gave."""
-        data = self._store.get(schema.outcome(block_id))
-        return None if data is None else schema.decode(Outcome, data)
-
-    def strips(self, block_id: bytes, ticket: bytes | None = None) -> Strips | None:
-        """What proves the tile of a packet header; None for an idle one, or where the operands are gone."""
-        header = self.header(block_id, ticket)
-        if header is None or not isinstance(header.core.unit, PacketUnit):
-            return None
-        found = self._strips_of(header)
-        if found is None and (data := self._store.get(schema.strips(block_id, header.ticket))) is not None:
-            return schema.decode(Strips, data)
-        return found
-
-    def locator(self) -> list[bytes]:
-        """Ids on the best header's chain, dense near the top and then ever sparser, down to genesis."""
-        return locator(self.best_header)
-
-    def headers_after(self, locator: list[bytes], limit: int) -> list[Header]:
-        """Main-chain headers behind the first id of `locator` that is on it, each in the copy that its child names."""
-        start = 0
-        for block_id in locator:
-            entry = self._tree.get(block_id)
-            if entry is not None and self.id_at(entry.height) == block_id:
-                start = entry.height
-                break
-        headers: list[Header] = []
-        child: HeaderEntry | None = None
-        for height in range(min(start + limit + 1, self.tip.height), start, -1):
-            entry = self._tree.get(self.id_at(height) or b"")
-            if entry is None or (child is not None and child.parent is not entry):
-                return []  # a reorganisation went by: let the asker ask again
-            named = entry.copy(child.core.parent_ticket) if child is not None else None
-            headers.append(named or entry.header)
-            child = entry
-        return headers[::-1][:limit]
 
     def missing_tensors(self, block: Block) -> list[bytes]:
         """Commitments of the tensors that a block obliges and that are not here yet."""
@@ -210,50 +158,9 @@ class Chain:
             pairs = self._store.scan(place, start=place + max(start, snapshot.FIRST_KEY))
             return self._tip, ((key[len(place) :], value) for key, value in pairs)
 
-    def undo(self, block_id: bytes) -> Changes | None:
-        """What undoes a main-chain block of the last `retention`."""
-        data = self._store.get(schema.undo(block_id))
-        return None if data is None else schema.decode_changes(data)
-
     def missing_operands(self) -> list[bytes]:
         """Operands of open groups that are not here: after a snapshot was adopted they come one by one."""
         return [c for c in snapshot.open_operands(self.params, self._state) if not self.tensors.has(c)]
-
-    def locate(self, txid: bytes) -> Location | None:
-        """Where a transaction stands in the main chain."""
-        data = self._store.get(schema.transaction(txid))
-        return None if data is None else schema.decode(Location, data)
-
-    def transaction(self, txid: bytes) -> tuple[Location, Transaction, events.Receipt] | None:
-        """A main-chain transaction with its receipt."""
-        with self._viewing:
-            location = self.locate(txid)
-            if location is None:
-                return None
-            body, outcome = self.body(location.block), self.outcome(location.block)
-        assert body is not None, "an indexed transaction without its block"
-        assert outcome is not None, "an indexed transaction without its receipt"
-        return location, body.transactions[location.ordinal], outcome.receipts[location.ordinal]
-
-    def job_events(self, job: bytes) -> list[tuple[int, events.Event]]:
-        """(height, event) of a job, oldest first."""
-        return self._events(schema.job_events(job))
-
-    def packet_events(self, packet_id: bytes) -> list[tuple[int, events.Event]]:
-        """(height, event) of a packet, oldest first."""
-        return self._events(schema.packet_events(packet_id))
-
-    def movements(self, address: bytes, limit: int, before: int | None = None) -> list[Movement]:
-        """What came to and left an account, newest first; `before` is a height (exclusive) to go on from."""
-        start = None if before is None else schema.movement(address, before, 0)
-        found = []
-        for _, data in self._store.scan(schema.movements(address), reverse=True, start=start):
-            movement = schema.decode(Movement, data)
-            if before is None or movement.height < before:
-                found.append(movement)
-            if len(found) == limit:
-                break
-        return found
 
     # ------------------------------------------------------------------ importing
 
@@ -267,7 +174,7 @@ class Chain:
         with self._importing:
             entry = self._tree.get(header.id)
             if entry is not None:
-                self._add_copy(entry, header, strips)
+                self.known.add_copy(entry, header, strips)
                 return entry
             parent = self._tree.get(header.core.parent)
             if parent is None:
@@ -275,11 +182,7 @@ class Chain:
             if parent.invalid:
                 raise ConsensusError(Reason.INVALID_PARENT, parent.invalid)
             self._check_depth(parent)
-            context = parent.context(header.core.parent_ticket)
-            validation.check_header(self.params, header, context, self._clock())
-            validation.check_tile(self.params, header, strips or self._strips_of(header))
-            self._keep_strips(header, strips)
-            return self._tree.add(header, parent)
+            return self.known.add(header, parent, strips)
 
     def add_block(self, block: Block, strips: Strips | None = None) -> Import:
         """Check, execute and keep a block; reorganise if its chain has the most work.
@@ -291,25 +194,25 @@ class Chain:
         """
         started = time.perf_counter()
         try:
-            return self._add_block(block, strips)
+            with self._importing:
+                return self._take_in(block, strips)
         finally:
             self._imported(time.perf_counter() - started)
 
-    def _add_block(self, block: Block, strips: Strips | None) -> Import:
-        with self._importing:
-            entry = self.add_header(block.header, strips)
-            if entry.invalid:
-                raise ConsensusError(Reason.INVALID_PARENT, entry.invalid, "a block that was not refused before")
-            if entry.has_body or self._is_main(entry):
-                return self._advance(entry)
-            self._check_depth(entry)
-            validation.check_body(self.params, self.genesis_hash, block)
-            self.signatures.check(block.body.transactions)
-            if entry.parent is self._tip:
-                return self._extend(entry, block)
-            self._store.write(self._stored(entry, block))
-            entry.has_body = True
+    def _take_in(self, block: Block, strips: Strips | None) -> Import:
+        entry = self.add_header(block.header, strips)
+        if entry.invalid:
+            raise ConsensusError(Reason.INVALID_PARENT, entry.invalid, "a block that was not refused before")
+        if entry.has_body or self._is_main(entry):
             return self._advance(entry)
+        self._check_depth(entry)
+        validation.check_body(self.params, self.genesis_hash, block)
+        self.signatures.check(block.body.transactions)
+        if entry.parent is self._tip:
+            return self._extend(entry, block)
+        self._store.write(self._stored(entry, block))
+        entry.has_body = True
+        return self._advance(entry)
 
     def keep_tensor(self, commitment: bytes, blocks: int) -> None:
         """Keep a tensor that no block obliges yet for some `blocks`; a longer duty stays."""
@@ -414,7 +317,7 @@ class Chain:
 
     def _disconnect(self, entry: HeaderEntry, batch: Changes) -> tuple[Block, Changes]:
         """Take a block out of the main chain: the block, and what undoes it. Its index goes in `batch`."""
-        block, outcome, undo = self.block(entry.id), self.outcome(entry.id), self.undo(entry.id)
+        block, outcome, undo = self.block(entry.id), self.archive.outcome(entry.id), self.archive.undo(entry.id)
         if block is None or outcome is None or undo is None:
             raise StorageError(f"block {entry.id.hex()} at height {entry.height} has no undo data")
         batch.update(dict.fromkeys(index.entries(block, entry.id, outcome)))
@@ -443,25 +346,6 @@ class Chain:
         if not isinstance(error, BadProof):
             self._store.write({schema.refused(entry.id): str(error).encode()})
 
-    def _add_copy(self, entry: HeaderEntry, header: Header, strips: Strips | None) -> None:
-        """Another winning tile of a known core: checked like the first."""
-        if header.ticket in entry.copies or entry.parent is None:
-            return
-        context = entry.parent.context(header.core.parent_ticket)
-        validation.check_header(self.params, header, context, self._clock())
-        validation.check_tile(self.params, header, strips or self._strips_of(header))
-        self._keep_strips(header, strips)
-        if not entry.copies:
-            self._tree.absolve(entry)
-        entry.copies[header.ticket] = header.proof
-        if entry.has_body or self._is_main(entry):
-            self._store.write({schema.header(entry.id): encode(stored_header(entry))})
-
-    def _keep_strips(self, header: Header, strips: Strips | None) -> None:
-        """Strips that came with a header: where its block is never executed here, nothing else proves its work."""
-        if strips is not None and isinstance(header.core.unit, PacketUnit):
-            self._store.write({schema.strips(header.id, header.ticket): encode(strips)})
-
     def _check_depth(self, parent: HeaderEntry) -> None:
         """Refuse, loudly, a branch that leaves the main chain deeper than a node rewrites by itself."""
         depth = self._depth(parent)
@@ -488,7 +372,7 @@ class Chain:
             schema.header(entry.id): encode(stored_header(entry)),
             schema.body(entry.id): encode(block.body),
         }
-        strips = self._strips_of(block.header)
+        strips = self.known.strips_at_hand(block.header)
         if strips is not None:
             changes[schema.strips(entry.id, block.header.ticket)] = encode(strips)
         return changes
@@ -508,7 +392,7 @@ class Chain:
         batch[schema.main(height)] = entry.id
         batch[schema.outcome(entry.id)] = encode(done.outcome)
         batch[schema.undo(entry.id)] = schema.encode_changes(changes.undo)
-        outlived = self.id_at(height - params.retention) if height > params.retention else None
+        outlived = self.archive.id_at(height - params.retention) if height > params.retention else None
         if outlived is not None:
             batch[schema.undo(outlived)] = None
         return batch
@@ -521,72 +405,8 @@ class Chain:
             self._tip = tip
         self._retention.drop(tip.height)
 
-    # ------------------------------------------------------------------ start-up and small helpers
-
-    def _found(self, founding: Transition) -> None:
-        outcome = Outcome((), (), founding.state_root, 0)
-        batch: Changes = {schema.STATE + key: value for key, value in founding.writes.items()}
-        batch[schema.header(self.genesis_hash)] = encode(stored_header(self._tree.genesis))
-        batch[schema.body(self.genesis_hash)] = encode(self.genesis.body)
-        batch[schema.outcome(self.genesis_hash)] = encode(outcome)
-        batch[schema.main(0)] = self.genesis_hash
-        batch[schema.TIP] = encode(Tip(self.genesis_hash, 0, founding.state_root))
-        self._store.write(batch)
-
-    def _load(self) -> None:
-        """Rebuild the header tree and check that what the tip needs is there."""
-        if self.id_at(0) != self.genesis_hash:
-            raise StorageError("this directory holds another network's chain: choose another --data-dir")
-        tip = schema.decode(Tip, self._store.get(schema.TIP) or b"")
-        base = schema.decode(Tip, data) if (data := self._store.get(schema.BASE)) is not None else None
-        base_height = 0 if base is None else base.height
-        snapshot.read_headers(self._store, self._tree, base_height)
-        for key, reason in self._store.scan(schema.REFUSED):
-            refused = self._tree.get(key[len(schema.REFUSED) :])
-            if refused is not None:
-                self._tree.condemn(refused, reason.decode())
-        entry_of_tip, entry_of_base = (
-            self._tree.get(tip.block),
-            self._tree.get(base.block if base else self.genesis_hash),
-        )
-        if entry_of_base is None or self.id_at(base_height) != entry_of_base.id:
-            raise StorageError(f"the base at height {base_height} is not in the store")
-        executed = tip.height > base_height
-        if entry_of_tip is None or self.id_at(tip.height) != tip.block or (executed and self.body(tip.block) is None):
-            raise StorageError(f"the tip at height {tip.height} is not in the store")
-        try:
-            root = root_of(self._state)
-        except CorruptTrieError as error:
-            raise StorageError(f"the state is damaged: {error}") from error
-        if root != tip.state_root:
-            raise StorageError(f"the state does not have the root that the tip at height {tip.height} left")
-        if executed and self._store.get(schema.undo(tip.block)) is None:
-            raise StorageError(f"the tip at height {tip.height} has no undo data")
-        self._tip, self._base = entry_of_tip, entry_of_base
-
-    def _events(self, prefix: bytes) -> list[tuple[int, events.Event]]:
-        found = []
-        outcomes: dict[bytes, Outcome] = {}  # a job's events stand close together: each block is decoded once
-        with self._viewing:
-            for _, data in self._store.scan(prefix):
-                location = schema.decode(Location, data)
-                outcome = outcomes.get(location.block) or self.outcome(location.block)
-                assert outcome is not None, "an indexed event without its block"
-                outcomes[location.block] = outcome
-                found.append((location.height, outcome.events[location.ordinal]))
-        return found
-
-    def _strips_of(self, header: Header) -> Strips | None:
-        """The strips of a packet header, out of operands that are at hand."""
-        unit, proof = header.core.unit, header.proof
-        if not isinstance(unit, PacketUnit) or proof is None:
-            return None
-        left = self.tensors.strip(left_spec(unit.m, unit.k, unit.a_root).commitment, proof.i)
-        right = self.tensors.strip(right_spec(unit.k, unit.n, unit.b_root).commitment, proof.j)
-        return None if left is None or right is None else Strips(*left, *right)
-
     def _is_main(self, entry: HeaderEntry) -> bool:
-        return entry.height <= self._tip.height and self.id_at(entry.height) == entry.id
+        return entry.height <= self._tip.height and self.archive.id_at(entry.height) == entry.id
 
     def _is_linked(self, entry: HeaderEntry) -> bool:
         """Whether all bodies from the main chain up to the entry are here."""

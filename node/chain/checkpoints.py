@@ -17,7 +17,7 @@ from sortedcontainers import SortedDict
 
 from consensus.codec import Value, encode
 from consensus.params import ChainParams
-from consensus.state import Changes
+from node.chain.archive import Archive
 from node.chain.headers import HeaderEntry, fork_point, path
 from node.chain.snapshot import FIRST_KEY, checkpoint_height, checkpoint_spacing
 
@@ -46,8 +46,8 @@ class CheckpointChain(Protocol):
     @property
     def base(self) -> HeaderEntry: ...
     def entry(self, block_id: bytes) -> HeaderEntry | None: ...
-    def id_at(self, height: int) -> bytes | None: ...
-    def undo(self, block_id: bytes) -> Changes | None: ...
+    @property
+    def archive(self) -> Archive: ...
     def records(self, start: bytes) -> tuple[HeaderEntry, Iterator[tuple[bytes, bytes]]]: ...
 
 
@@ -89,7 +89,7 @@ class Checkpoints:
         newest = checkpoint_height(params, tip.height)
         served = range(newest, newest - _SERVED * checkpoint_spacing(params), -checkpoint_spacing(params))
         lowest = max(1, self._chain.base.height)
-        return entry.height in served and entry.height >= lowest and self._chain.id_at(entry.height) == entry.id
+        return entry.height in served and entry.height >= lowest and self._chain.archive.id_at(entry.height) == entry.id
 
     def _cut(self, records: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bool] | None:
         page: list[tuple[bytes, bytes]] = []
@@ -115,7 +115,7 @@ class _Checkpoint:
         if fork_point(self._tip, tip) is not self._tip:
             return False
         for entry in path(self._tip, tip):
-            changes = chain.undo(entry.id)
+            changes = chain.archive.undo(entry.id)
             if changes is None:
                 return False
             for key, value in changes.items():

@@ -17,6 +17,7 @@ from consensus.codec import decode
 from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
 from consensus.params import MAX_BODY_BYTES
 from consensus.validation import Strips
+from node.chain.archive import Archive
 from node.chain.headers import HeaderEntry, fork_point
 from node.chain.snapshot import replay_span
 from node.compute import Compute
@@ -36,8 +37,8 @@ _EMPTY_ROOT = _EMPTY_BODY.root()
 class BlockChain(JoinChain, Protocol):
     """What downloading needs of the chain."""
 
-    def id_at(self, height: int) -> bytes | None: ...
-    def body(self, block_id: bytes) -> Body | None: ...
+    @property
+    def archive(self) -> Archive: ...
     def missing_tensors(self, block: Block) -> list[bytes]: ...
     def add_header(self, header: Header, strips: Strips | None = None) -> HeaderEntry: ...
 
@@ -125,7 +126,7 @@ class Downloader:
         """The entries above the main chain up to `target`, oldest first."""
         steps = []
         for entry in target.ancestors():
-            if entry.height <= self._chain.tip.height and self._chain.id_at(entry.height) == entry.id:
+            if entry.height <= self._chain.tip.height and self._chain.archive.id_at(entry.height) == entry.id:
                 break
             steps.append(entry)
         return steps[::-1]
@@ -188,7 +189,7 @@ class Downloader:
     async def _body(self, entry: HeaderEntry, target: HeaderEntry) -> Body:
         if entry.core.body_root == _EMPTY_ROOT:
             return _EMPTY_BODY
-        if entry.has_body and (stored := await self._compute.run(self._chain.body, entry.id)) is not None:
+        if entry.has_body and (stored := await self._compute.run(self._chain.archive.body, entry.id)) is not None:
             return stored
 
         async def accept(_: Peer, answer: BodyBytes) -> Body:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from consensus.block import Body, Header
+from consensus.block import Header
 from consensus.codec import encode
 from consensus.tensor import TensorSpec
-from consensus.validation import Strips
 from node.chain.checkpoints import CheckpointChain, Checkpoints
 from node.chain.headers import HeaderEntry
+from node.chain.known import KnownHeaders
 from node.compute import Compute
 from node.p2p.messages import (
     BodyBytes,
@@ -51,9 +51,8 @@ class ServedChain(CheckpointChain, Protocol):
     def tip(self) -> HeaderEntry: ...
     @property
     def tensors(self) -> ServedTensors: ...
-    def header(self, block_id: bytes, ticket: bytes | None = None) -> Header | None: ...
-    def body(self, block_id: bytes) -> Body | None: ...
-    def strips(self, block_id: bytes, ticket: bytes | None = None) -> Strips | None: ...
+    @property
+    def known(self) -> KnownHeaders: ...
     def headers_after(self, locator: list[bytes], limit: int) -> list[Header]: ...
 
 
@@ -77,12 +76,12 @@ class Server:
 
     async def header_copy(self, peer: Peer, request: GetHeaderCopy) -> Message:
         """One copy of a header."""
-        header = self._chain.header(request.id, request.ticket)
+        header = self._chain.known.header(request.id, request.ticket)
         return HeaderCopy(header) if header is not None else NotFound()
 
     async def strips(self, peer: Peer, request: GetStrips) -> Message:
         """What proves a packet header's tile."""
-        strips = await self._compute.run(self._chain.strips, request.id, request.ticket)
+        strips = await self._compute.run(self._chain.known.strips, request.id, request.ticket)
         return HeaderStrips(strips) if strips is not None else NotFound()
 
     async def body(self, peer: Peer, request: GetBody) -> Message:
@@ -100,7 +99,7 @@ class Server:
         return State(*page) if page is not None else NotFound()
 
     def _body(self, block_id: bytes) -> bytes | None:
-        body = self._chain.body(block_id)
+        body = self._chain.archive.body(block_id)
         return encode(body) if body is not None else None
 
     def _strips(self, request: GetTensor) -> Message:

@@ -20,6 +20,7 @@ from consensus.errors import ConsensusError, Reason
 from consensus.tensor import left_spec, right_spec
 from consensus.validation import Strips
 from node.chain.headers import HeaderEntry
+from node.chain.known import KnownHeaders
 from node.compute import Compute
 from node.p2p.fetch import Tensors, together
 from node.p2p.limits import MAX_LOCATOR, Limits
@@ -37,7 +38,8 @@ class HeaderChain(Protocol):
     @property
     def tensors(self) -> Tensors: ...
     def entry(self, block_id: bytes) -> HeaderEntry | None: ...
-    def locator(self) -> list[bytes]: ...
+    @property
+    def known(self) -> KnownHeaders: ...
     def add_header(self, header: Header, strips: Strips | None = None) -> HeaderEntry: ...
 
 
@@ -160,7 +162,7 @@ class HeaderSync:
     async def _synchronise(self, peer: Peer) -> None:
         """All headers that the peer has and we have not; afterwards its claim must have come true."""
         claimed, limit = peer.status.work, self._limits.max_headers
-        locator = self._chain.locator()
+        locator = self._chain.known.locator()
         height = -1
         while True:
             answer = await peer.request(GetHeaders(tuple(locator[:MAX_LOCATOR]), limit), Headers)
@@ -180,7 +182,7 @@ class HeaderSync:
                 height = entry.height
             if len(headers) < limit:
                 break
-            locator = [headers[-1].id, *self._chain.locator()]
+            locator = [headers[-1].id, *self._chain.known.locator()]
         if claimed > self._chain.best_header.total_work:
             peer.penalise(Offence.LIES, f"work {claimed}, shown {self._chain.best_header.total_work}")
 

@@ -23,7 +23,6 @@ from consensus.validation import Strips
 from node.chain.chain import Chain, Import
 from node.chain.headers import HeaderEntry
 from node.chain.snapshot import Staging
-from node.chain.store import StorageError
 from node.compute import Compute
 from node.pool.mempool import EXPIRY_BLOCKS, Mempool, PoolError
 from node.pool.results import ResultPool, WaitingRoom
@@ -66,17 +65,15 @@ class Intake:
         pool: Mempool,
         results: ResultPool,
         compute: Compute,
-        fatal: Callable[[StorageError], None],
         upload_quota_bytes: int = UPLOAD_QUOTA_BYTES,
         unclaimed_blocks: int = UNCLAIMED_BLOCKS,
     ) -> None:
-        """`fatal` is called with the error after which the node must stop. The rest bounds tensors no block claims."""
+        """The last two bound the tensors that no block claims."""
         self.chain = chain
         self.pool = pool
         self.results = results
         self.observers: list[Observer] = []
         self._compute = compute
-        self._fatal = fatal
         self._running: dict[Hashable, asyncio.Future[Any]] = {}
         self._importing = asyncio.Lock()
         self._waiting = WaitingRoom()
@@ -131,7 +128,7 @@ class Intake:
         commitment = tensor.commitment
         if not obliged and (commitment in self._uploads or not self.chain.tensors.has(commitment)):
             self._uploads.add(commitment, tensor.spec.size, self.chain.tip.height + self._unclaimed_blocks)
-        await self._run(self._keep, tensor)
+        await self._compute.run(self._keep, tensor)
 
     async def close(self) -> None:
         """Wait for what has begun."""
@@ -140,7 +137,7 @@ class Intake:
     # ------------------------------------------------------------------ transactions
 
     async def _transaction(self, tx: Transaction, txid: bytes) -> None:
-        await self._run(self._check_transaction, tx, txid)
+        await self._compute.run(self._check_transaction, tx, txid)
         if self.pool.add(tx, txid):
             for observer in self.observers:
                 observer.new_transaction(tx, txid)
@@ -156,7 +153,7 @@ class Intake:
 
     async def _result(self, result: Result) -> None:
         try:
-            await self._run(self._check_result, result)
+            await self._compute.run(self._check_result, result)
         except NotYet:
             if not self._waiting.add(result, self.chain.tip.height):
                 fix = "send it again once the packet's block is here"
@@ -204,7 +201,7 @@ class Intake:
 
     async def _block(self, block: Block, strips: Strips | None) -> Import:
         async with self._importing:
-            change, claimed = await self._run(self._import, block, strips)
+            change, claimed = await self._compute.run(self._import, block, strips)
             if change.tip_changed:
                 self._uploads.claim(claimed)
                 self._uploads.expire(self.chain.tip.height)
@@ -230,7 +227,7 @@ class Intake:
 
     async def _adopt(self, above: HeaderEntry, staged: Staging) -> None:
         async with self._importing:
-            await self._run(self._jump, above, staged)
+            await self._compute.run(self._jump, above, staged)
             self._uploads.expire(self.chain.tip.height)
 
     def _jump(self, above: HeaderEntry, staged: Staging) -> None:
@@ -245,13 +242,6 @@ class Intake:
         self.chain.tensors.add(tensor)
 
     # ------------------------------------------------------------------ machinery
-
-    async def _run(self, function: Callable[..., T], *args: Any) -> T:
-        try:
-            return await self._compute.run(function, *args)
-        except StorageError as error:
-            self._fatal(error)
-            raise
 
     async def _once(self, key: Hashable, work: Callable[[], Awaitable[None]]) -> None:
         """Do `work`, or wait for the outcome of the one that does it already."""

@@ -61,11 +61,11 @@ class JobRecord:
 
 def gather(chain: Chain, job: bytes, pending: Transaction | None) -> JobRecord | None:
     """The record of a job; None if no such job was opened. `pending` is its transaction, if it is in the mempool."""
-    found = chain.transaction(job)
+    found = chain.archive.transaction(job)
     if found is None:
         tx, history = pending, []
     else:
-        tx, history = (found[1] if found[2].ok else None), chain.job_events(job)
+        tx, history = (found[1] if found[2].ok else None), chain.archive.job_events(job)
     if tx is None or not isinstance(tx.body.payload, SubmitJob):
         return None
     payload = tx.body.payload

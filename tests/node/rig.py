@@ -53,12 +53,12 @@ class Rig:
         self.now_ms = self.params.genesis_time_ms
         self.store: Store = MemoryStore()
         self.tensors = TensorStore(None)
-        self.compute: Compute = compute or InlineCompute()
+        self.failures: list[StorageError] = []
+        self.compute: Compute = compute or InlineCompute(self.failures.append)
         self.chain = Chain(self.params, self.store, self.tensors, lambda: self.now_ms)
         self.pool = Mempool(self.chain)
         self.results = ResultPool(self.chain)
-        self.failures: list[StorageError] = []
-        self.intake = Intake(self.chain, self.pool, self.results, self.compute, self.failures.append, **intake)
+        self.intake = Intake(self.chain, self.pool, self.results, self.compute, **intake)
         self.producer = Producer(self.chain, self.pool, self.results, lambda: self.now_ms, random.Random(1))
         self.announced: list[Import | Transaction | Result] = []
         self.intake.observers.append(self)
@@ -148,7 +148,9 @@ class Rig:
             tensor = self.tensors.tensor(commitment)
             assert tensor is not None, "a connected block without its tensors"
             self.builder.tensors.add(tensor)
-        self.builder.accept(builders.Candidate(block, self.chain.strips(block.id, block.header.ticket)), self.now_ms)
+        self.builder.accept(
+            builders.Candidate(block, self.chain.known.strips(block.id, block.header.ticket)), self.now_ms
+        )
 
 
 def worker_key(key: Key) -> WorkerKey:

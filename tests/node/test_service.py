@@ -23,7 +23,8 @@ from node import genesis, service
 from node.chain.chain import Chain
 from node.chain.store import StorageError
 from node.config import Config, Limits, Mining, P2p, Rpc
-from node.service import Node, StartError
+from node.service import Node
+from node.start import StartError
 from tests.builders import ALICE, BOB, FUNDS
 from worker.key import WorkerKey
 
@@ -66,14 +67,14 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 async def call(node: Node, method: str, **fields: object) -> Any:
     request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": fields}
-    async with aiohttp.ClientSession() as session, session.post(node.rpc_address, json=request) as response:
+    async with aiohttp.ClientSession() as session, session.post(node.report.rpc_address, json=request) as response:
         answer = await response.json()
     assert "result" in answer, answer
     return answer["result"]
 
 
 async def probe(node: Node, path: str) -> tuple[int, str]:
-    async with aiohttp.ClientSession() as session, session.get(node.rpc_address + path) as response:
+    async with aiohttp.ClientSession() as session, session.get(node.report.rpc_address + path) as response:
         return response.status, await response.text()
 
 
@@ -96,12 +97,12 @@ def test_a_node_mines_answers_and_stops_in_time(tmp_path: Path, rules: Path) -> 
     async def body() -> None:
         node = Node(config_of(tmp_path / "n", rules, mine=True))
         async with node.running():
-            await until(lambda: node.ready().ok)
+            await until(lambda: node.report.ready().ok)
             txid = (await call(node, "tx_send", transaction=transfer(node, 5)))["txid"]
-            await until(lambda: node.chain.locate(bytes.fromhex(txid)) is not None)
+            await until(lambda: node.chain.archive.locate(bytes.fromhex(txid)) is not None)
             assert (await call(node, "tx_get", txid=txid))["ok"] is True
             info = await call(node, "node_info")
-            assert (info["network"], info["rpc_address"]) == ("devnet", node.rpc_address)
+            assert (info["network"], info["rpc_address"]) == ("devnet", node.report.rpc_address)
             assert info["miner"] is not None
             assert (await call(node, "node_mining"))["idle_blocks"] >= 1
             assert [(await probe(node, path))[0] for path in ("/health", "/ready")] == [200, 200]
@@ -119,7 +120,7 @@ def test_subscribers_are_told_and_hold_nothing_up(tmp_path: Path, rules: Path) -
         node = Node(config_of(tmp_path / "n", rules, mine=True))
         async with aiohttp.ClientSession() as session:
             async with node.running():
-                ws = await session.ws_connect(node.rpc_address + "/ws")
+                ws = await session.ws_connect(node.report.rpc_address + "/ws")
                 await ws.send_json({"jsonrpc": "2.0", "id": 1, "method": "subscribe", "params": ["newHeads"]})
                 assert (await ws.receive_json())["result"] == 1
                 heights = [(await ws.receive_json())["params"]["event"]["height"] for _ in range(3)]
@@ -141,7 +142,7 @@ def test_what_was_mined_is_there_after_a_restart_without_the_genesis_file(tmp_pa
         second = Node(config_of(tmp_path / "n", None))
         async with second.running():
             assert second.chain.tip.id == first.chain.tip.id
-            assert second.info().node_id == first.info().node_id
+            assert second.report.info().node_id == first.report.info().node_id
 
     scenario(mine)
     rules.unlink()
@@ -153,11 +154,11 @@ def test_two_nodes_find_each_other_and_agree(tmp_path: Path, rules: Path) -> Non
         miner = Node(config_of(tmp_path / "a", rules, mine=True))
         async with miner.running():
             await until(lambda: miner.chain.tip.height >= 5)
-            address = miner.info().p2p_address
+            address = miner.report.info().p2p_address
             follower = Node(config_of(tmp_path / "b", rules, peers=(address,)))
             async with follower.running():
-                await until(lambda: follower.ready().ok)
-                await until(lambda: follower.chain.id_at(5) == miner.chain.id_at(5))
+                await until(lambda: follower.report.ready().ok)
+                await until(lambda: follower.chain.archive.id_at(5) == miner.chain.archive.id_at(5))
                 assert (await call(follower, "node_peers"))[0]["height"] >= 5
 
     scenario(body)
@@ -171,12 +172,12 @@ def test_a_node_whose_peers_are_away_is_not_ready_and_mines_in_the_end(
     async def body() -> None:
         node = Node(config_of(tmp_path / "n", rules, mine=True, peers=(f"127.0.0.1:{free_port}",)))
         async with node.running():
-            assert node.ready().reason == "no peer is connected"
+            assert node.report.ready().reason == "no peer is connected"
             assert (await probe(node, "/ready"))[0] == 503
             assert (await probe(node, "/health"))[0] == 200
             assert node.chain.tip.height == 0
             await until(lambda: node.chain.tip.height > 0)
-            assert not node.ready().ok
+            assert not node.report.ready().ok
 
     scenario(body)
 
@@ -195,7 +196,7 @@ def test_a_failing_disk_stops_the_node_with_its_reason(
             async with node.running():
                 monkeypatch.setattr(Chain, operation, full)
                 await node.stopped()
-                assert node.ready().reason == "No space left on device"
+                assert node.report.ready().reason == "No space left on device"
 
     with pytest.raises(StorageError, match="No space left"):
         scenario(body)

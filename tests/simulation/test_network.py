@@ -29,7 +29,7 @@ async def start_ring(world: World) -> None:
 
 def product_of(node: SimulatedNode, job: Job) -> Int32:
     """The job's product, out of the answers that the node has seen paid."""
-    answered = [e for _, e in node.chain.job_events(job.id) if isinstance(e, events.Answered)]
+    answered = [e for _, e in node.chain.archive.job_events(job.id) if isinstance(e, events.Answered)]
     products = {}
     for event in answered:
         tensor = node.tensors.tensor(event.product)
@@ -41,7 +41,8 @@ def product_of(node: SimulatedNode, job: Job) -> Int32:
 def completed(node: SimulatedNode, job: Job) -> bool:
     """Whether the job closed because its threshold was reached."""
     return any(
-        isinstance(e, events.Closed) and e.why == events.Ending.COMPLETED for _, e in node.chain.job_events(job.id)
+        isinstance(e, events.Closed) and e.why == events.Ending.COMPLETED
+        for _, e in node.chain.archive.job_events(job.id)
     )
 
 
@@ -63,12 +64,12 @@ async def test_nodes_agree_pay_and_compute() -> None:
     paid = world.user.transfer(BOB, CAROL, 5 * TILE, nonce=world.nonce(BOB))
     await world.send(world.nodes[-1], paid)
     node = world.nodes[1]
-    await world.until(lambda: any(isinstance(e, events.Closed) for _, e in node.chain.job_events(job.id)))
+    await world.until(lambda: any(isinstance(e, events.Closed) for _, e in node.chain.archive.job_events(job.id)))
     await world.settle()
     assert np.array_equal(product_of(node, job), exact(a, b))
     txid = paid.body.txid(node.chain.genesis_hash)
-    assert all(n.chain.transaction(txid) is not None for n in world.nodes)
-    units = [node.chain.header(node.chain.id_at(h) or b"") for h in range(1, node.chain.tip.height + 1)]
+    assert all(n.chain.archive.transaction(txid) is not None for n in world.nodes)
+    units = [node.chain.known.header(node.chain.archive.id_at(h) or b"") for h in range(1, node.chain.tip.height + 1)]
     assert any(isinstance(header.core.unit, PacketUnit) for header in units if header)
     check_supply(node)
     await world.stop()
@@ -86,7 +87,7 @@ async def test_a_partition_heals_to_the_chain_with_the_most_work() -> None:
     world.wires.heal()
     heaviest = max((n.chain.tip for n in world.nodes), key=lambda tip: tip.total_work)
     await world.settle()
-    on_main = world.nodes[0].chain.id_at(heaviest.height)
+    on_main = world.nodes[0].chain.archive.id_at(heaviest.height)
     assert on_main == heaviest.id or world.nodes[0].chain.tip.total_work > heaviest.total_work
     for node in world.nodes:
         check_supply(node)
@@ -154,7 +155,7 @@ async def life(seed: int, blocks: int) -> list[bytes]:
     for job, product in finished:
         assert np.array_equal(product_of(node, job), product)
     check_supply(node)
-    ids = [node.chain.id_at(height) or b"" for height in range(blocks)]
+    ids = [node.chain.archive.id_at(height) or b"" for height in range(blocks)]
     await world.stop()
     return ids
 

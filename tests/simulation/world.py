@@ -66,13 +66,13 @@ class SimulatedNode:
 
     async def start(self, *dial: SimulatedNode) -> None:
         """Open the chain, listen, dial the others, mine."""
-        world, compute = self.world, InlineCompute()
+        world, compute = self.world, InlineCompute(self.world.failures.append)
         # One source for each part: what one of them draws must not depend on how the others take turns.
         nonces, luck, pauses, choices = (random.Random(f"{self._seed}/{part}") for part in range(4))
         self.chain = Chain(world.params, self.store, self.tensors, world.now_ms)
         self.pool = Mempool(self.chain)
         self.results = ResultPool(self.chain)
-        self.intake = Intake(self.chain, self.pool, self.results, compute, world.failures.append)
+        self.intake = Intake(self.chain, self.pool, self.results, compute)
         producer = Producer(self.chain, self.pool, self.results, world.now_ms, nonces)
         targets = tuple(Address(node.host, PORT) for node in dial)
         config = NetworkConfig(Address(self.host, PORT), targets, allow_private=True)
@@ -183,7 +183,7 @@ class World:
         """What users do whose transaction stays away: give it to another node. (A crash empties a mempool.)"""
         node = self.rng.choice(self.running)
         for txid, tx in list(self._sent.items()):
-            if node.chain.transaction(txid) is not None:
+            if node.chain.archive.transaction(txid) is not None:
                 del self._sent[txid]
             else:
                 await self.send(node, tx)

@@ -107,7 +107,7 @@ def test_a_header_of_another_place_or_that_nobody_worked_for_proves_nothing(cli:
     chain = network.node.chain
 
     def elsewhere(_params: Any, view: dict[str, Any]) -> dict[str, Any]:
-        header = chain.header(chain.id_at(1) or b"")
+        header = chain.known.header(chain.archive.id_at(1) or b"")
         return view | {"raw": encode(header).hex()}
 
     def unworked(_params: Any, view: dict[str, Any]) -> dict[str, Any]:

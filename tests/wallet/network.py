@@ -76,7 +76,7 @@ def running_node(
     async def serve() -> None:
         node = Node(config)
         async with node.running():
-            found.append(Running(node, asyncio.get_running_loop(), node.rpc_address))
+            found.append(Running(node, asyncio.get_running_loop(), node.report.rpc_address))
             started.set()
             await node.stopped()
 

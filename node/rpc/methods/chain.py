@@ -73,7 +73,7 @@ def find(chain: Chain, which: WhichBlock) -> HeaderEntry:
         return entry
     if which.height is None:
         return chain.tip
-    block_id = chain.id_at(which.height)
+    block_id = chain.archive.id_at(which.height)
     entry = None if block_id is None else chain.entry(block_id)
     if entry is None:
         fix = "Ask for a height up to `height` of `chain_info`."
@@ -84,20 +84,20 @@ def find(chain: Chain, which: WhichBlock) -> HeaderEntry:
 def confirmations(chain: Chain, entry: HeaderEntry) -> int:
     """Blocks of the main chain from the entry up to the tip, both counted; 0 off the main chain."""
     height = chain.tip.height
-    return height - entry.height + 1 if entry.height <= height and chain.id_at(entry.height) == entry.id else 0
+    return height - entry.height + 1 if entry.height <= height and chain.archive.id_at(entry.height) == entry.id else 0
 
 
 def header_of(chain: Chain, entry: HeaderEntry) -> HeaderView:
     """The view of an entry."""
     count = confirmations(chain, entry)
-    child = chain.entry(chain.id_at(entry.height + 1) or b"") if count > 1 else None
+    child = chain.entry(chain.archive.id_at(entry.height + 1) or b"") if count > 1 else None
     named = None if child is None else entry.copy(child.core.parent_ticket)
     return header_view(named or entry.header, chain.params.address_prefix, entry.total_work, count, count > 0)
 
 
 def _info(chain: Chain) -> ChainInfo:
     params, tip = chain.params, chain.tip
-    root = chain.read(state.root_of) if (outcome := chain.outcome(tip.id)) is None else outcome.state_root
+    root = chain.read(state.root_of) if (outcome := chain.archive.outcome(tip.id)) is None else outcome.state_root
     return ChainInfo(
         network=params.network,
         chain_id=params.chain_id,
@@ -135,7 +135,7 @@ def _block(chain: Chain, entry: HeaderEntry) -> BlockView:
     if block is None:
         message = f"The body of block {entry.id.hex()} is not here"
         raise RpcError(UNAVAILABLE, message, fix="Only its header has arrived; ask again later.")
-    count, outcome = confirmations(chain, entry), chain.outcome(entry.id)
+    count, outcome = confirmations(chain, entry), chain.archive.outcome(entry.id)
     receipts = [None] * len(block.body.transactions) if outcome is None else outcome.receipts
     transactions = [
         tx_view(tx, tx.body.txid(chain.genesis_hash), prefix, Placed(entry.id, entry.height, count, receipt))

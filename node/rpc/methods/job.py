@@ -78,13 +78,13 @@ def _job_of(chain: Chain, identity: bytes) -> str | None:
     packet = chain.read(lambda state: PACKETS.get(state, identity))
     if packet is not None:
         return packet.job.hex()
-    history = chain.packet_events(identity)
+    history = chain.archive.packet_events(identity)
     return history[0][1].job.hex() if history else None
 
 
 def _owned(chain: Chain, owner: bytes, limit: int) -> list[bytes]:
     """The jobs of an account, newest first: each moved its escrow when it was opened."""
-    movements = chain.movements(owner, _SCANNED_MOVEMENTS)
+    movements = chain.archive.movements(owner, _SCANNED_MOVEMENTS)
     return list(islice((m.reference for m in movements if m.kind == "escrow"), limit))
 
 
@@ -93,7 +93,7 @@ def _recent(chain: Chain, limit: int) -> list[bytes]:
     found: dict[bytes, None] = {}
     tip = chain.tip.height
     for height in range(tip, max(tip - _SCANNED_BLOCKS, 0), -1):
-        outcome = chain.outcome(chain.id_at(height) or bytes(32))
+        outcome = chain.archive.outcome(chain.archive.id_at(height) or bytes(32))
         opened = [] if outcome is None else [e.job for e in outcome.events if isinstance(e, events.Opened)]
         found.update(dict.fromkeys(reversed(opened)))
         if len(found) >= limit:

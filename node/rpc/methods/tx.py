@@ -78,12 +78,12 @@ async def tx_history(node: Context, params: History) -> list[MovementView]:
 
 def _find(node: Context, txid: bytes) -> TxView | None:
     chain = node.chain
-    found = chain.transaction(txid)
+    found = chain.archive.transaction(txid)
     if found is None:
         tx = node.door.pool.get(txid)
         if tx is not None:
             return tx_view(tx, txid, node.prefix, None)
-        found = chain.transaction(txid)  # it may have left the pool for a block between the two looks
+        found = chain.archive.transaction(txid)  # it may have left the pool for a block between the two looks
     if found is None:
         return None
     location, tx, receipt = found
@@ -92,13 +92,13 @@ def _find(node: Context, txid: bytes) -> TxView | None:
 
 
 def _movements(chain: Chain, address: bytes, limit: int, before: int | None) -> list[MovementView]:
-    found = chain.movements(address, limit + 1, before)
+    found = chain.archive.movements(address, limit + 1, before)
     if len(found) > limit:
         whole = [movement for movement in found if movement.height > found[-1].height]
         found = whole or found[:limit]
     views = []
     for movement in found:
-        entry = chain.entry(chain.id_at(movement.height) or b"")
+        entry = chain.entry(chain.archive.id_at(movement.height) or b"")
         time_ms = 0 if entry is None else entry.core.time_ms
         views.append(MovementView(movement.height, movement.kind, movement.amount, movement.reference.hex(), time_ms))
     return views

@@ -99,7 +99,7 @@ def test_more_work_reorganises_and_the_undone_transfer_is_reported(builder: Chai
     chain = open_chain(builder)
     feed(chain, builder)
     txid = paid.block.body.transactions[0].body.txid(chain.genesis_hash)
-    assert chain.transaction(txid) is not None
+    assert chain.archive.transaction(txid) is not None
     builder.tip = fork
     builder.mine([builder.transfer(ALICE, CAROL, 1 * TILE)])
     builder.mine()
@@ -109,9 +109,9 @@ def test_more_work_reorganises_and_the_undone_transfer_is_reported(builder: Chai
     assert chain.tip.id == builder.tip.block.id
     assert flat(chain) == records(builder)
     assert chain.read(state.root_of) == builder.tip.transition.state_root
-    assert chain.transaction(txid) is None
-    assert [m.kind for m in chain.movements(BOB.address, 10)] == []
-    assert [m.amount for m in chain.movements(CAROL.address, 10)] == [TILE]
+    assert chain.archive.transaction(txid) is None
+    assert [m.kind for m in chain.archive.movements(BOB.address, 10)] == []
+    assert [m.amount for m in chain.archive.movements(CAROL.address, 10)] == [TILE]
 
 
 def test_equal_work_keeps_the_first_seen(builder: ChainBuilder) -> None:
@@ -301,13 +301,13 @@ def test_a_job_is_indexed_from_its_opening_to_its_closing(builder: ChainBuilder)
     builder.mine(packet=job.packets[0])
     chain = open_chain(builder)
     feed(chain, builder)
-    kinds = [type(event) for _, event in chain.job_events(job.id)]
+    kinds = [type(event) for _, event in chain.archive.job_events(job.id)]
     assert kinds == [events.Opened, events.Dealt, events.Answered, events.Completed, events.Closed]
-    answered = [event for _, event in chain.packet_events(job.packets[0]) if isinstance(event, events.Answered)]
+    answered = [event for _, event in chain.archive.packet_events(job.packets[0]) if isinstance(event, events.Answered)]
     assert [event.won for event in answered] == [True]
-    assert [m.kind for m in chain.movements(DAVE.address, 10)] == ["packet", "block", "sent"]
-    assert {m.kind for m in chain.movements(ALICE.address, 10)} == {"sent", "escrow", "refund"}
-    strips = chain.strips(chain.tip.id)
+    assert [m.kind for m in chain.archive.movements(DAVE.address, 10)] == ["packet", "block", "sent"]
+    assert {m.kind for m in chain.archive.movements(ALICE.address, 10)} == {"sent", "escrow", "refund"}
+    strips = chain.known.strips(chain.tip.id)
     assert strips is not None
 
 
@@ -316,9 +316,9 @@ def test_movements_come_in_pages(builder: ChainBuilder) -> None:
         builder.mine([builder.transfer(ALICE, BOB, amount)])
     chain = open_chain(builder)
     feed(chain, builder)
-    first = chain.movements(BOB.address, 2)
+    first = chain.archive.movements(BOB.address, 2)
     assert [m.amount for m in first] == [5, 4]
-    assert [m.amount for m in chain.movements(BOB.address, 2, before=first[-1].height)] == [3, 2]
+    assert [m.amount for m in chain.archive.movements(BOB.address, 2, before=first[-1].height)] == [3, 2]
 
 
 def test_headers_after_a_locator_follow_the_fork(builder: ChainBuilder) -> None:
@@ -329,11 +329,11 @@ def test_headers_after_a_locator_follow_the_fork(builder: ChainBuilder) -> None:
     other.mine([other.transfer(ALICE, BOB, 3)])
     behind = open_chain(other)
     feed(behind, other)
-    locator = behind.locator()
+    locator = behind.known.locator()
     assert locator[-1] == chain.genesis_hash
     headers = chain.headers_after(locator, 512)
     assert [h.core.height for h in headers] == list(range(1, 31))
-    assert chain.headers_after(chain.locator(), 512) == []
+    assert chain.headers_after(chain.known.locator(), 512) == []
     assert len(chain.headers_after([], 7)) == 7
 
 

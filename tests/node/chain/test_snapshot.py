@@ -144,8 +144,8 @@ def test_a_fetched_state_is_built_upon_and_an_open_job_goes_on(builder: ChainBui
     assert chain.read(state.root_of) == builder.tip.transition.state_root
     # What lies below the base is known by its header alone.
     below = at_height(builder, 10).block.id
-    assert chain.id_at(10) == below
-    assert chain.header(below) is not None
+    assert chain.archive.id_at(10) == below
+    assert chain.known.header(below) is not None
     assert chain.block(below) is None
 
 
@@ -155,10 +155,10 @@ def test_it_serves_the_headers_below_its_base_with_their_proofs(builder: ChainBu
     add_headers(chain, builder)
     join(chain, builder, 50)
     again = fresh_chain(builder, store)
-    for known in (chain, again):
-        assert [header.core.height for header in known.headers_after([], 512)] == list(range(1, 51))
+    for opened in (chain, again):
+        assert [header.core.height for header in opened.headers_after([], 512)] == list(range(1, 51))
         won = at_height(builder, 11)
-        assert known.strips(won.block.id, won.header.ticket) is not None
+        assert opened.known.strips(won.block.id, won.header.ticket) is not None
 
 
 def test_operands_of_open_groups_are_kept_as_long_as_everywhere(builder: ChainBuilder) -> None:
@@ -246,13 +246,13 @@ def test_a_node_that_was_away_for_long_drops_its_own_branch_and_adopts(builder: 
     chain = open_chain(builder, store)
     feed(chain, away)
     txid = lost.body.transactions[0].body.txid(chain.genesis_hash)
-    assert chain.transaction(txid) is not None
+    assert chain.archive.transaction(txid) is not None
     add_headers(chain, builder)
     entry = above(chain, builder, 50)
     staged = chain.stage(entry)
     staged.add(state_at(at_height(builder, 50)))
     assert chain.adopt(entry, staged).disconnected == (lost,)
-    assert chain.transaction(txid) is None
+    assert chain.archive.transaction(txid) is None
     assert chain.block(at_height(builder, 5).block.id) is not None  # what it had executed itself, it still has
     replay(chain, builder)
     again = open_chain(builder, store)
@@ -266,7 +266,7 @@ def test_what_was_pruned_is_told_from_what_never_was(builder: ChainBuilder) -> N
     join(chain, builder, 50)
     assert chain_methods._info(chain).snapshot_height == 50
     for height in (1, 50):
-        entry = chain.entry(chain.id_at(height) or b"")
+        entry = chain.entry(chain.archive.id_at(height) or b"")
         assert entry is not None
         assert chain_methods.header_of(chain, entry).confirmations == 51 - height
         with pytest.raises(RpcError, match="pruned: this node joined from a snapshot at height 50") as caught:
@@ -667,4 +667,4 @@ async def test_a_chain_within_its_retention_is_replayed_from_genesis() -> None:
     async with net:
         await until(net.agree)
         assert new.chain.base.height == 0
-        assert new.chain.block(new.chain.id_at(1) or b"") is not None
+        assert new.chain.block(new.chain.archive.id_at(1) or b"") is not None

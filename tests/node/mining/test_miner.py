@@ -79,7 +79,7 @@ async def test_a_pending_transaction_enters_the_next_block() -> None:
     rig = Rig()
     txid = await rig.intake.transaction(rig.builder.transfer(ALICE, BOB, 5))
     await mine_until(miner_of(rig), lambda: rig.chain.tip.height >= 1)
-    assert rig.chain.transaction(txid)
+    assert rig.chain.archive.transaction(txid)
     assert len(rig.pool) == 0
 
 
@@ -342,4 +342,4 @@ async def test_a_storage_error_ends_it() -> None:
 
 
 def answer_to(rig: Rig, packet: bytes) -> events.Answered:
-    return next(event for _, event in rig.chain.packet_events(packet) if isinstance(event, events.Answered))
+    return next(event for _, event in rig.chain.archive.packet_events(packet) if isinstance(event, events.Answered))

@@ -274,7 +274,7 @@ async def test_every_candidate_is_a_valid_block(seed: int) -> None:
     assert rig.chain.tip.height == 48
     units = {type(entry.core.unit) for entry in rig.chain.tip.ancestors()}
     assert units == {Idle, PacketUnit}, "the story went nowhere"
-    bodies = [rig.chain.body(entry.id) for entry in rig.chain.tip.ancestors()]
+    bodies = [rig.chain.archive.body(entry.id) for entry in rig.chain.tip.ancestors()]
     assert sum(len(body.results) for body in bodies if body is not None) > 5
     assert sum(len(body.transactions) for body in bodies if body is not None) > 30
 

@@ -47,7 +47,7 @@ async def test_a_transaction_is_announced_once_and_mined() -> None:
     assert await rig.intake.transaction(tx) == txid
     assert rig.announced == [tx]
     await rig.mine()
-    assert rig.chain.locate(txid)
+    assert rig.chain.archive.locate(txid)
     await declined("nonce-too-low", rig.intake.transaction(tx))
 
 

@@ -60,8 +60,8 @@ class World:
         self.now_ms = self.builder.params.genesis_time_ms + 10**9
         self.tensors = TensorStore(None)
         self.chain = Chain(self.builder.params, MemoryStore(), self.tensors, lambda: self.now_ms)
-        compute = InlineCompute()
-        self.intake = Intake(self.chain, Mempool(self.chain), ResultPool(self.chain), compute, self._fatal)
+        compute = InlineCompute(self._fatal)
+        self.intake = Intake(self.chain, Mempool(self.chain), ResultPool(self.chain), compute)
         producer = Producer(self.chain, self.intake.pool, self.intake.results, lambda: self.now_ms, random.Random(1))
         self.host = FakeHost()
         desk = WorkDesk(self.intake, producer, compute, lambda: self.now_ms)

@@ -1,0 +1,117 @@
+"""The headers that are known, each in all of its copies, and the strips that prove the tiles of packets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from consensus import validation
+from consensus.block import Header, PacketUnit
+from consensus.codec import encode
+from consensus.params import ChainParams
+from consensus.tensor import left_spec, right_spec
+from consensus.validation import Strips
+from node.chain import schema
+from node.chain.archive import Archive
+from node.chain.headers import HeaderEntry, HeaderTree, locator
+from node.chain.snapshot import stored_header
+from node.chain.store import Store
+from node.chain.tensors import TensorStore
+
+
+class KnownHeaders:
+    """The header tree with what is stored beside it. Reading is thread-safe; whoever writes holds the import lock.
+
+    Attributes:
+        tree: the entries, by id and by descent.
+    """
+
+    def __init__(
+        self,
+        params: ChainParams,
+        store: Store,
+        tensors: TensorStore,
+        archive: Archive,
+        tree: HeaderTree,
+        clock: Callable[[], int],
+    ) -> None:
+        self.tree = tree
+        self._params = params
+        self._store = store
+        self._tensors = tensors
+        self._archive = archive
+        self._clock = clock
+
+    def header(self, block_id: bytes, ticket: bytes | None = None) -> Header | None:
+        """A header; with `ticket`, the copy that has this winning ticket."""
+        entry = self.tree.get(block_id)
+        if entry is None or not entry.copies:
+            return None
+        return entry.header if ticket is None else entry.copy(ticket)
+
+    def strips(self, block_id: bytes, ticket: bytes | None = None) -> Strips | None:
+        """What proves the tile of a packet header; None for an idle one, or where the operands are gone."""
+        header = self.header(block_id, ticket)
+        if header is None or not isinstance(header.core.unit, PacketUnit):
+            return None
+        strips = self.strips_at_hand(header)
+        if strips is None and (data := self._store.get(schema.strips(block_id, header.ticket))) is not None:
+            return schema.decode(Strips, data)
+        return strips
+
+    def strips_at_hand(self, header: Header) -> Strips | None:
+        """The strips of a packet header, out of operands that are here."""
+        unit, proof = header.core.unit, header.proof
+        if not isinstance(unit, PacketUnit) or proof is None:
+            return None
+        left = self._tensors.strip(left_spec(unit.m, unit.k, unit.a_root).commitment, proof.i)
+        right = self._tensors.strip(right_spec(unit.k, unit.n, unit.b_root).commitment, proof.j)
+        return None if left is None or right is None else Strips(*left, *right)
+
+    def locator(self) -> list[bytes]:
+        """Ids on the best header's chain, dense near the top and then ever sparser, down to genesis."""
+        return locator(self.tree.best)
+
+    def after(self, locator: list[bytes], tip_height: int, limit: int) -> list[Header]:
+        """Main-chain headers behind the first id of `locator` that is on it, each in the copy that its child names.
+
+        `tip_height` is the main chain's; at most `limit` headers come.
+        """
+        start = 0
+        for block_id in locator:
+            entry = self.tree.get(block_id)
+            if entry is not None and self._archive.id_at(entry.height) == block_id:
+                start = entry.height
+                break
+        headers: list[Header] = []
+        child: HeaderEntry | None = None
+        for height in range(min(start + limit + 1, tip_height), start, -1):
+            entry = self.tree.get(self._archive.id_at(height) or b"")
+            if entry is None or (child is not None and child.parent is not entry):
+                return []  # a reorganisation went by: let the asker ask again
+            named = entry.copy(child.core.parent_ticket) if child is not None else None
+            headers.append(named or entry.header)
+            child = entry
+        return headers[::-1][:limit]
+
+    def add(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> HeaderEntry:
+        """Check a new header against its parent and put it into the tree. Raises `ConsensusError`."""
+        self._check(header, parent, strips)
+        return self.tree.add(header, parent)
+
+    def add_copy(self, entry: HeaderEntry, header: Header, strips: Strips | None) -> None:
+        """Another winning tile of a known core: checked like the first. Raises `ConsensusError`."""
+        if header.ticket in entry.copies or entry.parent is None:
+            return
+        self._check(header, entry.parent, strips)
+        if not entry.copies:
+            self.tree.absolve(entry)
+        entry.copies[header.ticket] = header.proof
+        if entry.has_body or self._archive.id_at(entry.height) == entry.id:
+            self._store.write({schema.header(entry.id): encode(stored_header(entry))})
+
+    def _check(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> None:
+        validation.check_header(self._params, header, parent.context(header.core.parent_ticket), self._clock())
+        validation.check_tile(self._params, header, strips or self.strips_at_hand(header))
+        # Strips that came with a header are kept: where its block is never executed here, nothing else proves its work.
+        if strips is not None and isinstance(header.core.unit, PacketUnit):
+            self._store.write({schema.strips(header.id, header.ticket): encode(strips)})
