@@ -88,7 +88,7 @@ class Chain:
     ) -> None:
         """Open the chain in `store`, or found it; check that tip, state root and undo data fit.
 
-        `clock` gives Unix milliseconds; `imported` is told, on its thread, the seconds that each call of `add_block` took.
+        `clock` gives Unix milliseconds; `imported` is told, on its thread, the seconds that each `add_block` took.
 
         Raises:
             StorageError: the store belongs to another network or is damaged.
