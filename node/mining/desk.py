@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 
 from consensus import work
 from consensus.block import Idle
 from consensus.codec import encode
+from consensus.errors import Refusal
 from consensus.shape import TILE_SIDE, Shape
 from consensus.tensor import Tensor
 from node.chain.chain import Import
@@ -22,13 +24,29 @@ from node.compute import Compute
 from node.mining.producer import Candidate, Producer
 from node.mining.turns import Turns
 from node.pool.intake import Intake
-from node.pool.mempool import PoolError
 
 MAX_OUTSTANDING = 256
 MAX_AGE_SPACINGS = 20
 """Intended block times after which an unanswered unit is forgotten."""
 
 _STATE_BYTES = 64
+
+
+class DeskReason(StrEnum):
+    """The codes of `DeskError`."""
+
+    UNKNOWN_UNIT = "unknown-unit"
+    STALE_UNIT = "stale-unit"
+    BAD_TILE = "bad-tile"
+    BAD_PRODUCT = "bad-product"
+    NO_WIN = "no-win"
+
+
+class DeskError(Refusal):
+    """What an outside miner brought makes no block. `code` is a `DeskReason`."""
+
+    def __init__(self, code: DeskReason, message: str, fix: str) -> None:
+        super().__init__(code, message, fix)
 
 
 @dataclass(frozen=True)
@@ -95,27 +113,34 @@ class WorkDesk:
             i, j, state: the winning tile and its 16 × u32, little-endian.
             product: the unit's whole product; of an idle unit the noised one.
         Raises:
-            PoolError: an unknown or stale unit, or a tile that does not win: nothing is imported.
+            DeskError: an unknown or stale unit, or a tile that does not win: nothing is imported.
+            PoolError: there is no room for the product.
             ConsensusError: the block is refused: a false state or product.
         """
         outstanding = self._outstanding.get(unit_id)
         if outstanding is None:
-            raise PoolError("unknown-unit", "this node handed out no such unit, or too long ago", "get a new unit")
+            raise DeskError(
+                DeskReason.UNKNOWN_UNIT, "this node handed out no such unit, or too long ago", "get a new unit"
+            )
         candidate = outstanding.candidate
         if candidate.tip is not self._intake.chain.tip:
-            raise PoolError("stale-unit", "a new block came meanwhile", "send a packet's product as a signed result")
+            raise DeskError(
+                DeskReason.STALE_UNIT, "a new block came meanwhile", "send a packet's product as a signed result"
+            )
         m, k, n = candidate.shape
         if not (0 <= i < m // TILE_SIDE and 0 <= j < n // TILE_SIDE and len(state) == _STATE_BYTES):
             message = f"tile ({i}, {j}) with a state of {len(state)} bytes"
             fix = f"send a tile below ({m // TILE_SIDE}, {n // TILE_SIDE}) with {_STATE_BYTES} bytes"
-            raise PoolError("bad-tile", message, fix)
+            raise DeskError(DeskReason.BAD_TILE, message, fix)
         if product.spec.rows != m or product.spec.cols != n:
             message = f"a product of {product.spec.rows}×{product.spec.cols}"
-            raise PoolError("bad-product", message, f"send the unit's whole product, {m}×{n} int32")
+            raise DeskError(DeskReason.BAD_PRODUCT, message, f"send the unit's whole product, {m}×{n} int32")
         words = np.frombuffer(state, "<u4").astype(np.uint32)
         if not work.wins(work.ticket(candidate.seed, i, j, words), candidate.core.target_int, k):
             message = "the tile's ticket is above the target"
-            raise PoolError("no-win", message, "submit winning tiles; send a packet's product as a signed result")
+            raise DeskError(
+                DeskReason.NO_WIN, message, "submit winning tiles; send a packet's product as a signed result"
+            )
         await self._intake.tensor(product)
         block = self._producer.seal(candidate, i, j, words, product.commitment)
         change = await self._intake.block(block)

@@ -24,7 +24,7 @@ from node.chain.chain import Chain, Import
 from node.chain.headers import HeaderEntry
 from node.chain.snapshot import Staging
 from node.compute import Compute
-from node.pool.mempool import EXPIRY_BLOCKS, Mempool, PoolError
+from node.pool.mempool import EXPIRY_BLOCKS, Mempool, PoolError, PoolReason
 from node.pool.results import ResultPool, WaitingRoom
 
 T = TypeVar("T")
@@ -157,7 +157,9 @@ class Intake:
         except NotYet:
             if not self._waiting.add(result, self.chain.tip.height):
                 fix = "send it again once the packet's block is here"
-                raise PoolError("too-many-early-results", "no room for a result whose packet is unknown", fix) from None
+                raise PoolError(
+                    PoolReason.TOO_MANY_EARLY_RESULTS, "no room for a result whose packet is unknown", fix
+                ) from None
             raise
         self._waiting.remove(result)
         if self.results.add(result):
@@ -300,7 +302,7 @@ class _Uploads:
                     f"{self._bytes} bytes of tensors wait for a block that needs them, at most {self._quota_bytes} may"
                 )
                 raise PoolError(
-                    "upload-quota", message, "submit the jobs that need them, or wait until they are dropped"
+                    PoolReason.UPLOAD_QUOTA, message, "submit the jobs that need them, or wait until they are dropped"
                 )
             self._bytes += size
         self._tensors[commitment] = size, until

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -40,11 +41,27 @@ _REPLACEMENT_PERCENT = 10
 _GAPPED = -1
 
 
+class PoolReason(StrEnum):
+    """The codes of `PoolError`."""
+
+    NONCE_TOO_LOW = "nonce-too-low"
+    TOO_MANY_PENDING = "too-many-pending"
+    FEE_TOO_LOW = "fee-too-low"
+    INSUFFICIENT_BALANCE = "insufficient-balance"
+    REPLACEMENT_UNDERPRICED = "replacement-underpriced"
+    POOL_FULL = "pool-full"
+    TOO_MANY_EARLY_RESULTS = "too-many-early-results"
+    UPLOAD_QUOTA = "upload-quota"
+
+
 class PoolError(Refusal):
     """A transaction, result or tensor that this node does not keep, for a reason of its own policy, not of consensus.
 
-    Attributes: `code` for programs, `message` what is wrong, `fix` what to do about it.
+    Attributes: `code` the `PoolReason`, `message` what is wrong, `fix` what to do about it.
     """
+
+    def __init__(self, code: PoolReason, message: str, fix: str) -> None:
+        super().__init__(code, message, fix)
 
 
 class TipView(Protocol):
@@ -196,14 +213,20 @@ class Mempool:
     def _check(self, tx: Transaction, address: bytes, account: Account, base_fee: int, cost: int) -> None:
         body = tx.body
         if body.nonce < account.nonce:
-            raise PoolError("nonce-too-low", f"nonce {body.nonce} was used already", f"use {account.nonce} or more")
+            raise PoolError(
+                PoolReason.NONCE_TOO_LOW, f"nonce {body.nonce} was used already", f"use {account.nonce} or more"
+            )
         if body.nonce >= account.nonce + MAX_PENDING_PER_ACCOUNT:
             last = account.nonce + MAX_PENDING_PER_ACCOUNT - 1
             message = f"nonce {body.nonce} is too far ahead of the account's next, {account.nonce}"
-            raise PoolError("too-many-pending", message, f"use at most {last}, and wait for blocks to take the others")
+            raise PoolError(
+                PoolReason.TOO_MANY_PENDING, message, f"use at most {last}, and wait for blocks to take the others"
+            )
         if body.max_base_fee < base_fee:
             message = f"the base fee is {base_fee} grains per gas, the transaction allows {body.max_base_fee}"
-            raise PoolError("fee-too-low", message, f"set max_base_fee to at least {base_fee}; twice that is safer")
+            raise PoolError(
+                PoolReason.FEE_TOO_LOW, message, f"set max_base_fee to at least {base_fee}; twice that is safer"
+            )
         pending = self._accounts.get(address, {})
         replaced = pending.get(body.nonce)
         if replaced is not None:
@@ -211,7 +234,7 @@ class Mempool:
         total = cost + sum(p.cost for p in pending.values() if p is not replaced)
         if total > account.balance:
             message = f"the account holds {account.balance} grains, its pending transactions may take {total}"
-            raise PoolError("insufficient-balance", message, "send less, lower the fees, or wait for funds")
+            raise PoolError(PoolReason.INSUFFICIENT_BALANCE, message, "send less, lower the fees, or wait for funds")
 
     def _make_room(self, entry: Pending, replaced: Pending | None, first_nonce: int) -> None:
         """Drop worse-ranked transactions until `entry` fits; PoolError, and nothing dropped, if it is of the worst."""
@@ -228,7 +251,9 @@ class Mempool:
                 excess -= other.size
         if excess > 0:
             message = f"the pool is full, and every transaction in it pays more than {max(rank[0], 0)} grains per gas"
-            raise PoolError("pool-full", message, "raise the tip, fill the nonces before this one, or try later")
+            raise PoolError(
+                PoolReason.POOL_FULL, message, "raise the tip, fill the nonces before this one, or try later"
+            )
         for other in dropped:
             self._remove(other)
 
@@ -308,7 +333,7 @@ def _check_replacement(new: Transaction, old: Transaction) -> None:
             message = (
                 f"nonce {old.body.nonce} is pending with a {name} of {before} grains per gas, this offers {offered}"
             )
-            raise PoolError("replacement-underpriced", message, f"offer a {name} of at least {needed}")
+            raise PoolError(PoolReason.REPLACEMENT_UNDERPRICED, message, f"offer a {name} of at least {needed}")
 
 
 def _cost(params: ChainParams, tx: Transaction) -> int:

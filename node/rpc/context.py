@@ -18,7 +18,7 @@ from consensus.transaction import Result, Transaction
 from node.chain.chain import Chain, Import
 from node.chain.headers import HeaderEntry
 from node.compute import Compute
-from node.mining.desk import WorkUnit
+from node.mining.desk import DeskError, WorkUnit
 from node.pool.mempool import Mempool, PoolError
 from node.pool.results import ResultPool
 from node.rpc.jsonrpc import RpcError
@@ -104,13 +104,13 @@ def decode_hex(kind: type[T], text: str, limit: int, what: str) -> T:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn the chain's and the pools' refusals into errors that say what to do."""
+    """Turn the refusals of chain, pools and desk into errors that say what to do."""
     try:
         yield
     except ConsensusError as error:
         fix = _FIXES.get(error.reason, "Correct it; the same bytes will be refused again.")
         raise RpcError(REJECTED, f"Rejected: {error}", fix=fix, reason=error.reason.value) from None
-    except PoolError as error:
+    except (PoolError, DeskError) as error:
         raise RpcError(REJECTED, f"Rejected: {error.message}", fix=_sentence(error.fix), reason=error.code) from None
     except MissingTensor as error:
         fix = "Upload it first: PUT /tensors."

@@ -10,8 +10,7 @@ from consensus.crypto import H
 from consensus.errors import BadProof, Reason
 from consensus.tensor import Tensor
 from consensus.work import evaluate, evaluate_idle, winning_tiles
-from node.mining.desk import MAX_AGE_SPACINGS, MAX_OUTSTANDING, WorkDesk, WorkUnit
-from node.pool.mempool import PoolError
+from node.mining.desk import MAX_AGE_SPACINGS, MAX_OUTSTANDING, DeskError, DeskReason, WorkDesk, WorkUnit
 from tests.builders import ALICE, DAVE, MINER, operand, regtest
 from tests.node.mining.test_producer import give_score
 from tests.node.rig import Rig, asynchronous
@@ -32,9 +31,10 @@ def work_idle(unit: WorkUnit) -> tuple[int, int, bytes, Tensor]:
 
 
 async def declined(code: str, desk: WorkDesk, unit_id: bytes, i: int, j: int, state: bytes, product: Tensor) -> None:
-    with pytest.raises(PoolError) as caught:
+    with pytest.raises(DeskError) as caught:
         await desk.submit(unit_id, i, j, state, product)
     assert caught.value.code == code
+    assert isinstance(caught.value.code, DeskReason)
 
 
 @asynchronous

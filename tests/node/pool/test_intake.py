@@ -16,7 +16,7 @@ from consensus.validation import obliged_tensors
 from node.chain.store import StorageError
 from node.compute import ThreadCompute
 from node.pool.intake import UNCLAIMED_BLOCKS, NotYet
-from node.pool.mempool import EXPIRY_BLOCKS, PoolError
+from node.pool.mempool import EXPIRY_BLOCKS, PoolError, PoolReason
 from tests.builders import ALICE, BOB, DAVE, ERIN, operand
 from tests.node.pool.test_results import claim, dealt
 from tests.node.rig import Rig, asynchronous
@@ -33,6 +33,7 @@ async def declined(code: str, work: Any) -> PoolError:
     with pytest.raises(PoolError) as caught:
         await work
     assert caught.value.code == code
+    assert isinstance(caught.value.code, PoolReason)
     return caught.value
 
 
