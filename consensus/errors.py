@@ -32,6 +32,7 @@ class Reason(StrEnum):
     TILE_OUT_OF_RANGE = "tile-out-of-range"
     TICKET_ABOVE_TARGET = "ticket-above-target"
     WRONG_TILE_STATE = "wrong-tile-state"
+    MISSING_STRIPS = "missing-strips"
     WRONG_STRIPS = "wrong-strips"
     REORG_TOO_DEEP = "reorg-too-deep"
     # body, before execution

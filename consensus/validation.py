@@ -178,12 +178,12 @@ def _check_header_alone(params: ChainParams, header: Header) -> None:
 def _proved_strips(unit: PacketUnit, i: int, j: int, strips: Strips | None) -> tuple[tensor.Matrix, tensor.Matrix]:
     left = left_spec(unit.m, unit.k, unit.a_root)
     right = right_spec(unit.k, unit.n, unit.b_root)
-    if (
-        strips is None
-        or not tensor.verify_strip(left, i, strips.a, strips.a_path)
-        or not tensor.verify_strip(right, j, strips.b, strips.b_path)
+    if strips is None:
+        raise BadProof(Reason.MISSING_STRIPS, None, "the tile's strips")
+    if not tensor.verify_strip(left, i, strips.a, strips.a_path) or not tensor.verify_strip(
+        right, j, strips.b, strips.b_path
     ):
-        raise BadProof(Reason.WRONG_STRIPS, "no strips" if strips is None else "other bytes", "the tile's strips")
+        raise BadProof(Reason.WRONG_STRIPS, "other bytes", "the tile's strips")
     a, b = tensor.strip_matrix(left, strips.a), tensor.strip_matrix(right, strips.b)
     if not (tensor.in_operand_range(a) and tensor.in_operand_range(b)):
         raise ConsensusError(Reason.OPERAND_OUT_OF_RANGE, "an entry outside [−63, 63]", "7-bit operands")

@@ -11,7 +11,7 @@ from node.failure import Failure
 from node.metrics import Reading
 from node.mining.miner import Miner
 from node.p2p.network import Network
-from node.p2p.transport import Address
+from node.p2p.transport import Endpoint
 from node.pool.intake import Intake
 from node.rpc.methods.chain import is_syncing
 from node.rpc.server import Readiness
@@ -155,4 +155,4 @@ class Report:
 
     def add_peer(self, address: str) -> None:
         """Connect to host:port and stay connected. Raises ValueError."""
-        self._network.add_peer(Address.parse(address))
+        self._network.add_peer(Endpoint.parse(address))

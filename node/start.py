@@ -15,7 +15,7 @@ from node.chain.tensors import TensorStore
 from node.config import Config
 from node.p2p.identity import Identity, IdentityError, load_or_create
 from node.p2p.network import NetworkConfig
-from node.p2p.transport import Address
+from node.p2p.transport import Endpoint
 from worker.key import WorkerKey, WorkerKeyError
 
 
@@ -83,11 +83,11 @@ def keep_genesis(path: Path, rules: ChainParams) -> None:
 def network_config(config: Config) -> NetworkConfig:
     """What the network needs of the settings."""
     try:
-        peers = tuple(Address.parse(text) for text in config.p2p.peers)
+        peers = tuple(Endpoint.parse(text) for text in config.p2p.peers)
     except ValueError as error:
         raise StartError("config", f"a peer's address cannot be read: {error}", "write it as host:port") from None
     return NetworkConfig(
-        listen=Address(config.p2p.host, config.p2p.port),
+        listen=Endpoint(config.p2p.host, config.p2p.port),
         static_peers=peers,
         allow_private=config.network != "mainnet",
         book_path=config.directory / "peers",

@@ -169,7 +169,7 @@ class Chain:
 
         Raises:
             ConsensusError: UNKNOWN_PARENT and TIME_TOO_NEW may pass later; WRONG_PARENT_TICKET asks for the parent's
-                other copy, WRONG_STRIPS for the strips; for any other the sender is to blame.
+                other copy, MISSING_STRIPS for the strips; for any other the sender is to blame.
         """
         with self._importing:
             entry = self._tree.get(header.id)

@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from consensus.crypto import H
-from node.p2p.limits import Limits
-from node.p2p.transport import Address
+from node.p2p.limits import PeerLimits
+from node.p2p.transport import Endpoint
 
 logger = logging.getLogger("tilework.network")
 
@@ -44,9 +44,9 @@ class Entry(msgspec.Struct):
     failures: int = 0
 
     @property
-    def address(self) -> Address:
+    def address(self) -> Endpoint:
         """Where to dial."""
-        return Address(self.host, self.port)
+        return Endpoint(self.host, self.port)
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -56,7 +56,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     entries: list[Entry]
 
 
-def network_group(address: Address) -> str:
+def network_group(address: Endpoint) -> str:
     """The network that an address belongs to. On loopback every port is a node of its own."""
     ip = ipaddress.ip_address(address.host)
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
@@ -66,7 +66,7 @@ def network_group(address: Address) -> str:
     return str(ipaddress.ip_network((ip, 16 if ip.version == 4 else 32), strict=False))
 
 
-def is_acceptable(address: Address, allow_private: bool) -> bool:
+def is_acceptable(address: Endpoint, allow_private: bool) -> bool:
     """Whether an address that a stranger names may be dialled: an IP literal that leads to a public host.
 
     `allow_private` (devnet) takes loopback and private networks as well.
@@ -85,21 +85,23 @@ def is_acceptable(address: Address, allow_private: bool) -> bool:
 class Book:
     """A bounded set of addresses: at most `BUCKETS` × `BUCKET_SIZE`."""
 
-    def __init__(self, allow_private: bool, rng: random.Random, limits: Limits, secret: bytes | None = None) -> None:
+    def __init__(
+        self, allow_private: bool, rng: random.Random, limits: PeerLimits, secret: bytes | None = None
+    ) -> None:
         self._allow_private = allow_private
         self._rng = rng
         self._limits = limits
         self._secret = secret or os.urandom(16)
-        self._buckets: list[dict[Address, Entry]] = [{} for _ in range(BUCKETS)]
-        self.anchors: list[Address] = []
+        self._buckets: list[dict[Endpoint, Entry]] = [{} for _ in range(BUCKETS)]
+        self.anchors: list[Endpoint] = []
 
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self._buckets)
 
-    def __contains__(self, address: Address) -> bool:
+    def __contains__(self, address: Endpoint) -> bool:
         return address in self._bucket(address)
 
-    def add(self, address: Address, now_ms: int) -> bool:
+    def add(self, address: Endpoint, now_ms: int) -> bool:
         """Remember an address that somebody named; False if it is not acceptable or better ones fill its bucket."""
         if not is_acceptable(address, self._allow_private):
             return False
@@ -117,14 +119,14 @@ class Book:
         bucket[address] = Entry(address.host, address.port, seen_ms=now_ms)
         return True
 
-    def note_answer(self, address: Address, now_ms: int) -> None:
+    def note_answer(self, address: Endpoint, now_ms: int) -> None:
         """A dialled address turned out to be a node of this network."""
         if self.add(address, now_ms):
             entry = self._bucket(address)[address]
             entry.answered_ms = entry.tried_ms = now_ms
             entry.failures = 0
 
-    def note_failure(self, address: Address, now_ms: int) -> None:
+    def note_failure(self, address: Endpoint, now_ms: int) -> None:
         """A dial failed. Who never answered is forgotten after a while; who did is kept for better days."""
         entry = self._bucket(address).get(address)
         if entry is None:
@@ -134,11 +136,11 @@ class Book:
         if entry.failures >= MAX_FAILURES and (not entry.answered_ms or entry.failures >= 4 * MAX_FAILURES):
             del self._bucket(address)[address]
 
-    def forget(self, address: Address) -> None:
+    def forget(self, address: Endpoint) -> None:
         """This one leads nowhere, or back here."""
         self._bucket(address).pop(address, None)
 
-    def pick(self, now_ms: int, avoid: Collection[Address], groups: Collection[str]) -> Address | None:
+    def pick(self, now_ms: int, avoid: Collection[Endpoint], groups: Collection[str]) -> Endpoint | None:
         """An address to dial that has rested from failures: a random bucket's, not in `avoid`, in none of `groups`."""
         order = list(range(BUCKETS))
         self._rng.shuffle(order)
@@ -154,12 +156,12 @@ class Book:
                 return self._rng.choice(rested).address
         return None
 
-    def sample(self, count: int) -> list[Address]:
+    def sample(self, count: int) -> list[Endpoint]:
         """Some addresses that answered lately, for a peer who asks."""
         good = [entry.address for bucket in self._buckets for entry in bucket.values() if entry.answered_ms]
         return self._rng.sample(good, min(count, len(good)))
 
-    def set_anchors(self, addresses: Iterable[Address]) -> None:
+    def set_anchors(self, addresses: Iterable[Endpoint]) -> None:
         """The present outbound peers."""
         self.anchors = [a for a in addresses if is_acceptable(a, self._allow_private)][:MAX_ANCHORS]
 
@@ -190,9 +192,9 @@ class Book:
                 self._bucket(entry.address)[entry.address] = entry
         for text in file.anchors[:MAX_ANCHORS]:
             with contextlib.suppress(ValueError):
-                self.set_anchors([*self.anchors, Address.parse(text)])
+                self.set_anchors([*self.anchors, Endpoint.parse(text)])
 
-    def _bucket(self, address: Address) -> dict[Address, Entry]:
+    def _bucket(self, address: Endpoint) -> dict[Endpoint, Entry]:
         """The group chooses a few buckets, the address one of them."""
         try:
             group = network_group(address)

@@ -23,7 +23,7 @@ from node.chain.snapshot import replay_span
 from node.compute import Compute
 from node.p2p.fetch import Fetcher, Owed, Unavailable, WrongAnswer, never, together
 from node.p2p.join import JoinChain, Joiner, JoinIntake
-from node.p2p.limits import Limits
+from node.p2p.limits import PeerLimits
 from node.p2p.messages import BodyBytes, GetBody, GetHeaders, Headers
 from node.p2p.peer import Missing, Offence, Peer
 from node.p2p.sync import HeaderSync
@@ -63,7 +63,7 @@ class Downloader:
         headers: HeaderSync,
         fetcher: Fetcher,
         compute: Compute,
-        limits: Limits,
+        limits: PeerLimits,
     ) -> None:
         self._chain = chain
         self._intake = intake

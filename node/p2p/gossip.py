@@ -18,7 +18,7 @@ from consensus.tensor import Tensor
 from consensus.transaction import Result, Transaction, decode_transaction
 from node.compute import Compute
 from node.p2p.fetch import Fetcher, Unavailable, together
-from node.p2p.limits import MAX_ANNOUNCED, MAX_REQUESTED, MAX_STRIP_BYTES, Limits
+from node.p2p.limits import MAX_ANNOUNCED, MAX_REQUESTED, MAX_STRIP_BYTES, PeerLimits
 from node.p2p.messages import Announce, GetItems, Items, Kind, Message, NotFound
 from node.p2p.peer import Missing, Offence, Peer, PeerStalled
 from node.pool.intake import NotYet
@@ -68,7 +68,7 @@ class Gossip:
         fetcher: Fetcher,
         peers: Callable[[], Collection[Peer]],
         compute: Compute,
-        limits: Limits,
+        limits: PeerLimits,
     ) -> None:
         self._intake = intake
         self._genesis_hash = genesis_hash

@@ -20,7 +20,7 @@ from node.chain.headers import HeaderEntry
 from node.chain.snapshot import FIRST_KEY, Staging, checkpoint_height, replay_span
 from node.compute import Compute
 from node.p2p.fetch import Fetcher, Unavailable, WrongAnswer, never
-from node.p2p.limits import MAX_STATE_BYTES, Limits
+from node.p2p.limits import MAX_STATE_BYTES, PeerLimits
 from node.p2p.messages import GetState, State
 from node.p2p.peer import Missing, Offence, Peer, PeerGone, PeerStalled
 from node.p2p.sync import HeaderSync
@@ -62,7 +62,7 @@ class Joiner:
         headers: HeaderSync,
         holders: Holders,
         compute: Compute,
-        limits: Limits,
+        limits: PeerLimits,
     ) -> None:
         self._chain = chain
         self._intake = intake

@@ -34,7 +34,7 @@ MAX_STATE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Limits:
+class PeerLimits:
     """Bounds on one node's network."""
 
     max_inbound: int = 64
@@ -122,4 +122,4 @@ class Limits:
     book_save_s: float = 300.0
 
 
-DEFAULT = Limits()
+DEFAULT = PeerLimits()

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +19,15 @@ from consensus.transaction import Result, Transaction
 from node.chain.chain import Import
 from node.chain.store import StorageError
 from node.compute import Compute
-from node.p2p.book import Book, is_acceptable, network_group, read_book, write_book
+from node.p2p.admission import Admission
+from node.p2p.book import Book, is_acceptable, read_book, write_book
+from node.p2p.dialler import Dialler
 from node.p2p.download import BlockChain, BlockIntake, Downloader
 from node.p2p.fetch import Fetcher, Tensors
 from node.p2p.gossip import Gossip, ItemIntake
 from node.p2p.handshake import Acquaintance, Introduction, Refused, greet_dialler, greet_listener, say_goodbye
 from node.p2p.identity import Identity
-from node.p2p.limits import DEFAULT, MAX_ADDRESSES, Limits
+from node.p2p.limits import DEFAULT, MAX_ADDRESSES, PeerLimits
 from node.p2p.messages import (
     DECLARATIONS,
     Announce,
@@ -50,7 +50,7 @@ from node.p2p.messages import (
 from node.p2p.peer import Handlers, Missing, Peer, PeerGone, PeerInfo, PeerStalled
 from node.p2p.serving import ServedChain, ServedTensors, Server
 from node.p2p.sync import HeaderChain, HeaderSync
-from node.p2p.transport import Address, Connection, ConnectionLost, Transport
+from node.p2p.transport import Connection, ConnectionLost, Endpoint, Transport
 
 logger = logging.getLogger("tilework.network")
 
@@ -87,12 +87,12 @@ class NetworkConfig:
         agent: how the node calls itself.
     """
 
-    listen: Address | None
-    static_peers: tuple[Address, ...] = ()
+    listen: Endpoint | None
+    static_peers: tuple[Endpoint, ...] = ()
     allow_private: bool = False
     book_path: Path | None = None
     agent: str = "tilework"
-    limits: Limits = DEFAULT
+    limits: PeerLimits = DEFAULT
 
 
 class Network:
@@ -122,28 +122,24 @@ class Network:
         self._rng = rng
         self._compute = compute
         self._fatal = fatal
-        self._peers: dict[bytes, Peer] = {}
-        self._keys: dict[Address, bytes] = {}
-        self._dialling: set[Address] = set()
-        self._static: set[Address] = set()
-        self._cooling: OrderedDict[bytes | str, float] = OrderedDict()
-        self._handshakes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._sessions: set[asyncio.Task[Any]] = set()
-        self._stopping = False
         self._base = chain.base
-        self._listening: Address | None = None
+        self._listening: Endpoint | None = None
+        self._stopping = False
+        self._admission: Admission[Peer] = Admission(identity.key, limits)
         self.book = Book(config.allow_private, rng, limits)
+        self._dialler = Dialler(self._connect, self._spawn, self._admission, self.book, limits, clock, rng)
         self._server = Server(chain, compute, limits.state_page_bytes)
         self._headers = HeaderSync(chain, compute, limits, self._headers_arrived)
         blocks = Fetcher(chain.tensors, intake, compute, limits.download_bytes, rng)
         self._downloader = Downloader(chain, intake, self._headers, blocks, compute, limits)
         items = Fetcher(chain.tensors, intake, compute, limits.gossip_bytes, rng)
-        self._gossip = Gossip(intake, chain.genesis_hash, items, self._present, compute, limits)
+        self._gossip = Gossip(intake, chain.genesis_hash, items, self._admission.present, compute, limits)
         self._handlers = self._handler_table()
 
     @property
-    def address(self) -> Address | None:
+    def address(self) -> Endpoint | None:
         """Where this node takes connections, once started."""
         return self._listening
 
@@ -157,6 +153,7 @@ class Network:
             await self._compute.run(read_book, self.book, self._config.book_path)
         if self._config.listen is not None:
             self._listening = await self._transport.listen(self._config.listen, self._accept)
+            self._dialler.own = self._listening
             logger.info("listening for peers", extra={"address": str(self._listening)})
         self._intake.observers.append(self)
         for service in (
@@ -165,7 +162,7 @@ class Network:
             self._downloader.fetch_operands,
             self._gossip.announce,
             self._tell_status,
-            self._dial_book,
+            self._dialler.fill,
             self._keep_book,
         ):
             self._spawn(service())
@@ -177,10 +174,11 @@ class Network:
         if self._stopping:
             return
         self._stopping = True
+        self._admission.close()
         if self in self._intake.observers:
             self._intake.observers.remove(self)
         self._note_anchors()
-        for peer in self._present():
+        for peer in self._admission.present():
             peer.leave(Leave.STOPPING)
         for task in self._tasks - self._sessions:
             task.cancel()
@@ -197,13 +195,11 @@ class Network:
 
     def peers(self) -> list[PeerInfo]:
         """Who is connected."""
-        return [peer.info() for peer in self._present()]
+        return [peer.info() for peer in self._admission.present()]
 
-    def add_peer(self, address: Address) -> None:
+    def add_peer(self, address: Endpoint) -> None:
         """Dial an address from now on, again and again."""
-        if address not in self._static:
-            self._static.add(address)
-            self._spawn(self._keep_dialling(address))
+        self._dialler.keep(address)
 
     # ------------------------------------------------------------------ observer of the intake
 
@@ -214,11 +210,11 @@ class Network:
         tip, status = self._chain.tip, self._server.status()
         if self._chain.base is not self._base:  # before anybody asks for bodies that are not here
             self._base = self._chain.base
-            for peer in self._present():
+            for peer in self._admission.present():
                 peer.send(status)
         if tip.total_work < self._chain.best_header.total_work:
             return
-        for peer in self._present():
+        for peer in self._admission.present():
             if peer.note_known(tip.id):
                 told = peer.send(NewBlock(change.connected[-1].block.header))
             else:
@@ -241,15 +237,14 @@ class Network:
         assert task is not None
         self._sessions.add(task)
         try:
-            if (unwanted := self._unwanted_host(connection.remote.host)) is not None:
+            if (unwanted := self._admission.unwanted_host(connection.remote.host)) is not None:
                 await say_goodbye(connection, unwanted)
                 return
-            self._handshakes += 1
-            try:
+            with self._admission.greeting():
                 async with asyncio.timeout(self._limits.handshake_s):
-                    acquaintance = await greet_dialler(connection, self._introduction(), self._unwanted_dialler)
-            finally:
-                self._handshakes -= 1
+                    acquaintance = await greet_dialler(
+                        connection, self._introduction(), lambda key: self._admission.unwanted(key, inbound=True)
+                    )
             await self._session(connection, acquaintance, inbound=True)
         except (Refused, ConnectionLost, TimeoutError) as error:
             logger.debug("no peer came about", extra={"remote": str(connection.remote), "why": repr(error)})
@@ -257,21 +252,20 @@ class Network:
             self._sessions.discard(task)
             await connection.close()
 
-    async def _dial(self, address: Address) -> None:
+    async def _connect(self, address: Endpoint) -> None:
         """One outbound connection from start to end.
 
         Raises:
             Refused, ConnectionLost: it did not come about.
         """
-        self._dialling.add(address)
         try:
             async with asyncio.timeout(self._limits.dial_s):
                 connection = await self._transport.dial(address)
             try:
-                self._keys[address] = connection.listener_key
+                self._dialler.note_key(address, connection.listener_key)
                 async with asyncio.timeout(self._limits.handshake_s):
                     acquaintance = await greet_listener(connection, self._introduction())
-                if (unwanted := self._unwanted(acquaintance.key, inbound=False)) is not None:
+                if (unwanted := self._admission.unwanted(acquaintance.key, inbound=False)) is not None:
                     await say_goodbye(connection, unwanted)
                     raise Refused(unwanted)
                 self.book.note_answer(address, self._clock())
@@ -280,21 +274,17 @@ class Network:
                 await connection.close()
         except TimeoutError:
             raise ConnectionLost(f"{address}: no answer in time") from None
-        finally:
-            self._dialling.discard(address)
 
     async def _session(self, connection: Connection, acquaintance: Acquaintance, inbound: bool) -> None:
         """Both ends have agreed: run the peer until it goes."""
-        if (unwanted := self._unwanted(acquaintance.key, inbound)) is not None:
+        if (unwanted := self._admission.unwanted(acquaintance.key, inbound)) is not None:
             await say_goodbye(connection, unwanted)
             return
-        replaced = self._peers.get(acquaintance.key)
-        if replaced is not None:
-            replaced.leave(Leave.DUPLICATE)
-        peer = self._peers[acquaintance.key] = Peer(connection, inbound, acquaintance, self._handlers, self._limits)
+        peer = Peer(connection, inbound, acquaintance, self._handlers, self._limits)
+        self._admission.admit(peer)
         logger.info("peer connected", extra={"peer": peer.name, "address": str(peer.address), "inbound": inbound})
         if inbound and peer.listen_port:
-            self._keys[_home(peer)] = peer.key
+            self._dialler.note_key(_home(peer), peer.key)
             self.book.add(_home(peer), self._clock())
         companions = [self._headers.follow, self._gossip.follow]
         if not inbound:
@@ -306,10 +296,7 @@ class Network:
         except* Exception:
             logger.exception("session failed", extra={"peer": peer.name})
         finally:
-            if self._peers.get(peer.key) is peer:
-                del self._peers[peer.key]
-            if peer.departure is Leave.MISBEHAVED:
-                self._cool_down(peer)
+            self._admission.discharge(peer, misbehaved=peer.departure is Leave.MISBEHAVED)
             why = peer.departure.name if peer.departure is not None else "gone"
             logger.info("peer disconnected", extra={"peer": peer.name, "why": why, "score": round(peer.score)})
 
@@ -318,115 +305,9 @@ class Network:
         while True:
             with contextlib.suppress(Missing, PeerStalled):
                 answer = await peer.request(GetPeers(), Peers)
-                for found in answer.addresses:
-                    self.book.add(Address(found.host, found.port), self._clock())
+                for named in answer.addresses:
+                    self.book.add(Endpoint(named.host, named.port), self._clock())
             await asyncio.sleep(self._limits.book_learn_s)
-
-    # ------------------------------------------------------------------ who is wanted
-
-    def _unwanted_host(self, host: str) -> Leave | None:
-        """Why a connection from this host is not even greeted."""
-        if self._stopping:
-            return Leave.STOPPING
-        if self._is_cooling(host):
-            return Leave.COOLING_DOWN
-        same = sum(peer.inbound and peer.address.host == host for peer in self._present())
-        if self._handshakes >= self._limits.max_handshakes:
-            return Leave.FULL
-        if same >= self._limits.max_inbound_per_host and not _is_local(host):
-            return Leave.FULL
-        return None
-
-    def _unwanted_dialler(self, key: bytes) -> Leave | None:
-        return self._unwanted(key, inbound=True)
-
-    def _unwanted(self, key: bytes, inbound: bool) -> Leave | None:
-        """Why a peer with this key is not wanted, or no longer."""
-        if self._stopping:
-            return Leave.STOPPING
-        if self._is_cooling(key):
-            return Leave.COOLING_DOWN
-        present = self._peers.get(key)
-        if present is not None and not present.is_gone:
-            # Two nodes that dial each other at once must keep the same connection: the one that the lesser key dialled.
-            lesser_dialled = (key < self._identity.key) == inbound
-            return None if present.inbound != inbound and lesser_dialled else Leave.DUPLICATE
-        if inbound and self._count(inbound=True) >= self._limits.max_inbound:
-            return Leave.FULL
-        return None
-
-    def _cool_down(self, peer: Peer) -> None:
-        """Leave a misbehaving peer alone for a while: its key, and its host unless many honest nodes may share it."""
-        until = asyncio.get_running_loop().time() + self._limits.cool_down_s
-        self._cooling[peer.key] = until
-        if not _is_local(peer.address.host):
-            self._cooling[peer.address.host] = until
-        while len(self._cooling) > self._limits.max_cooling:
-            self._cooling.popitem(last=False)
-
-    def _is_cooling(self, what: bytes | str) -> bool:
-        return self._cooling.get(what, 0.0) > asyncio.get_running_loop().time()
-
-    def _present(self) -> list[Peer]:
-        return [peer for peer in self._peers.values() if not peer.is_gone]
-
-    def _count(self, inbound: bool) -> int:
-        return sum(peer.inbound == inbound for peer in self._present())
-
-    # ------------------------------------------------------------------ dialling
-
-    async def _keep_dialling(self, address: Address) -> None:
-        """A configured peer: dial, and dial again with growing, jittered pauses, for ever."""
-        pause = self._limits.backoff_first_s
-        loop = asyncio.get_running_loop()
-        while True:
-            key = self._keys.get(address)
-            if key is None or (key not in self._peers and not self._is_cooling(key)):
-                begun = loop.time()
-                try:
-                    await self._dial(address)
-                except Refused as refusal:
-                    logger.info("peer refuses", extra={"address": str(address), "why": str(refusal)})
-                    if refusal.reason is Leave.SELF:
-                        return
-                except ConnectionLost as error:
-                    logger.debug("dial failed", extra={"address": str(address), "why": str(error)})
-                lasted = loop.time() - begun > 2 * self._limits.backoff_most_s
-                pause = self._limits.backoff_first_s if lasted else min(2 * pause, self._limits.backoff_most_s)
-            else:
-                pause = self._limits.backoff_first_s
-            await asyncio.sleep(pause * self._rng.uniform(0.5, 1.0))
-
-    async def _dial_book(self) -> None:
-        """Fill the outbound places: first with the anchors, then from the book, one network group each."""
-        waiting = list(self.book.anchors)
-        while True:
-            if len(self._dialling) < self._limits.max_outbound:  # an address stays there while its session lasts
-                address = waiting.pop(0) if waiting else self._pick()
-                if address is not None and address not in self._dialling | self._static:
-                    self._spawn(self._dial_once(address))
-            await asyncio.sleep(self._limits.book_dial_s * self._rng.uniform(0.5, 1.0))
-
-    def _pick(self) -> Address | None:
-        connected = {peer.address for peer in self._present()}
-        connected |= {address for address, key in self._keys.items() if key in self._peers}
-        groups = {_group(peer.address) for peer in self._present() if not peer.inbound}
-        own = {self._listening} if self._listening is not None else set()
-        return self.book.pick(self._clock(), connected | self._dialling | self._static | own, groups)
-
-    async def _dial_once(self, address: Address) -> None:
-        try:
-            await self._dial(address)
-        except Refused as refusal:
-            if refusal.reason in (Leave.SELF, Leave.WRONG_GENESIS):
-                self.book.forget(address)
-            else:
-                self.book.note_failure(address, self._clock())
-        except ConnectionLost:
-            self.book.note_failure(address, self._clock())
-        finally:
-            if address not in self._static and self._keys.get(address) not in self._peers:
-                self._keys.pop(address, None)
 
     # ------------------------------------------------------------------ services
 
@@ -434,7 +315,7 @@ class Network:
         """Now and then, tell whoever has not heard where this node stands."""
         while True:
             await asyncio.sleep(self._limits.ping_interval_s)
-            for peer in self._present():
+            for peer in self._admission.present():
                 if peer.told != self._chain.tip.id and peer.send(self._server.status()):
                     peer.told = self._chain.tip.id
 
@@ -446,7 +327,7 @@ class Network:
                 await self._compute.run(write_book, self.book.dump(), self._config.book_path)
 
     def _note_anchors(self) -> None:
-        outbound = [peer.address for peer in self._present() if not peer.inbound]
+        outbound = [peer.address for peer in self._admission.present() if not peer.inbound]
         if outbound:
             self.book.set_anchors(outbound)
 
@@ -486,7 +367,7 @@ class Network:
 
     async def _serve_peers(self, peer: Peer, request: GetPeers) -> Message:
         """Where others listen: who is connected now, then who answered once."""
-        connected = [_home(other) for other in self._present() if other is not peer]
+        connected = [_home(other) for other in self._admission.present() if other is not peer]
         addresses = [home for home in connected if is_acceptable(home, self._config.allow_private)]
         addresses += self.book.sample(MAX_ADDRESSES)
         return Peers(tuple(PeerAddress(*address) for address in list(dict.fromkeys(addresses))[:MAX_ADDRESSES]))
@@ -507,21 +388,6 @@ class Network:
             self._fatal(error)
 
 
-def _home(peer: Peer) -> Address:
+def _home(peer: Peer) -> Endpoint:
     """Where a peer listens, as far as it told; port 0 where it does not."""
-    return Address(peer.address.host, peer.listen_port) if peer.inbound else peer.address
-
-
-def _is_local(host: str) -> bool:
-    """Loopback and private networks: many nodes may share the host."""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return False
-
-
-def _group(address: Address) -> str:
-    try:
-        return network_group(address)
-    except ValueError:
-        return address.host
+    return Endpoint(peer.address.host, peer.listen_port) if peer.inbound else peer.address

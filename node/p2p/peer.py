@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 from consensus.codec import Value
 from consensus.errors import ConsensusError
 from node.p2p.handshake import Acquaintance, leave_of
-from node.p2p.limits import Limits
+from node.p2p.limits import PeerLimits
 from node.p2p.messages import (
     BY_CODE,
     BY_STRUCT,
@@ -37,7 +37,7 @@ from node.p2p.messages import (
     encode_frame,
     read_prefix,
 )
-from node.p2p.transport import Address, Connection, ConnectionLost, FrameTooLarge
+from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge
 
 logger = logging.getLogger("tilework.network")
 
@@ -155,7 +155,7 @@ class Peer:
     """
 
     def __init__(
-        self, connection: Connection, inbound: bool, acquaintance: Acquaintance, handlers: Handlers, limits: Limits
+        self, connection: Connection, inbound: bool, acquaintance: Acquaintance, handlers: Handlers, limits: PeerLimits
     ) -> None:
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
@@ -163,7 +163,7 @@ class Peer:
         self.agent = acquaintance.agent
         self.listen_port = acquaintance.listen_port
         self.status = acquaintance.status
-        self.address: Address = connection.remote
+        self.address: Endpoint = connection.remote
         self.inbound = inbound
         self.latency_ms: float | None = None
         self.bytes_in = 0

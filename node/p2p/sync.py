@@ -23,7 +23,7 @@ from node.chain.headers import HeaderEntry
 from node.chain.known import KnownHeaders
 from node.compute import Compute
 from node.p2p.fetch import Tensors, together
-from node.p2p.limits import MAX_LOCATOR, Limits
+from node.p2p.limits import MAX_LOCATOR, PeerLimits
 from node.p2p.messages import GetHeaderCopy, GetHeaders, GetStrips, HeaderCopy, Headers, HeaderStrips, NewBlock, Status
 from node.p2p.peer import Missing, Offence, Peer, PeerStalled
 
@@ -67,7 +67,7 @@ class HeaderSync:
         givers: (block id, ticket) → key of the peer that gave this copy, the latest only.
     """
 
-    def __init__(self, chain: HeaderChain, compute: Compute, limits: Limits, progress: Callable[[], None]) -> None:
+    def __init__(self, chain: HeaderChain, compute: Compute, limits: PeerLimits, progress: Callable[[], None]) -> None:
         """`progress` is called whenever headers were taken in."""
         self._chain = chain
         self._compute = compute
@@ -273,7 +273,7 @@ class HeaderSync:
                 return _Verdict.STOP
             case Reason.UNKNOWN_PARENT:
                 return _Verdict.ORPHAN
-            case Reason.WRONG_STRIPS if error.got == "no strips":
+            case Reason.MISSING_STRIPS:
                 peer.penalise(Offence.WITHHOLDS, "strips")
                 return _Verdict.STOP
             case Reason.WRONG_PARENT_TICKET | Reason.INVALID_PARENT if not final:

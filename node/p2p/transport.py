@@ -18,10 +18,10 @@ import aiohttp
 from aiohttp import WSMsgType, web
 
 from node.p2p.identity import Identity, certificate_hash, certified_key
-from node.p2p.limits import MAX_MESSAGE_BYTES, Limits
+from node.p2p.limits import MAX_MESSAGE_BYTES, PeerLimits
 
 
-class Address(NamedTuple):
+class Endpoint(NamedTuple):
     """Where a node listens; `host` is an IP literal or a name."""
 
     host: str
@@ -31,7 +31,7 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @classmethod
-    def parse(cls, text: str) -> Address:
+    def parse(cls, text: str) -> Endpoint:
         """`host:port` or `[IPv6]:port`; ValueError otherwise."""
         host, colon, port = text.rpartition(":")
         if host.startswith("[") and host.endswith("]"):
@@ -61,7 +61,7 @@ class Connection(Protocol):
     """
 
     @property
-    def remote(self) -> Address: ...
+    def remote(self) -> Endpoint: ...
     @property
     def listener_key(self) -> bytes: ...
     @property
@@ -84,10 +84,10 @@ Accept: TypeAlias = Callable[[Connection], Awaitable[None]]
 class Transport(Protocol):
     """Listens and dials."""
 
-    async def listen(self, address: Address, accept: Accept) -> Address:
+    async def listen(self, address: Endpoint, accept: Accept) -> Endpoint:
         """Start to accept; the address in use (port 0 asks for a free one). Raises OSError."""
 
-    async def dial(self, address: Address) -> Connection:
+    async def dial(self, address: Endpoint) -> Connection:
         """Raises ConnectionLost."""
 
     async def close(self) -> None:
@@ -97,7 +97,7 @@ class Transport(Protocol):
 class TlsTransport:
     """aiohttp WebSockets inside TLS 1.3. The server end presents the node's certificate, the client end none."""
 
-    def __init__(self, identity: Identity, limits: Limits) -> None:
+    def __init__(self, identity: Identity, limits: PeerLimits) -> None:
         self._identity = identity
         self._limits = limits
         self._server: web.Server | None = None
@@ -110,7 +110,7 @@ class TlsTransport:
         self._client_tls.check_hostname = False
         self._client_tls.verify_mode = ssl.CERT_NONE
 
-    async def listen(self, address: Address, accept: Accept) -> Address:
+    async def listen(self, address: Endpoint, accept: Accept) -> Endpoint:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             self._waiting.discard(request.protocol)
             socket = web.WebSocketResponse(
@@ -120,7 +120,7 @@ class TlsTransport:
                 return web.Response(status=426, headers={"Upgrade": "websocket"}, text="this is a Tilework node\n")
             await socket.prepare(request)
             peer_name = request.transport.get_extra_info("peername") if request.transport else None
-            remote = Address(*peer_name[:2]) if peer_name else Address("unknown", 0)
+            remote = Endpoint(*peer_name[:2]) if peer_name else Endpoint("unknown", 0)
             connection = _WebSocketConnection(socket, remote, self._identity.key, self._identity.certificate)
             try:
                 await accept(connection)
@@ -137,9 +137,9 @@ class TlsTransport:
             ssl_handshake_timeout=self._limits.handshake_s,
             ssl_shutdown_timeout=1,
         )
-        return Address(address.host, self._sockets.sockets[0].getsockname()[1])
+        return Endpoint(address.host, self._sockets.sockets[0].getsockname()[1])
 
-    async def dial(self, address: Address) -> Connection:
+    async def dial(self, address: Endpoint) -> Connection:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._client_tls)
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
@@ -204,7 +204,7 @@ class _WebSocketConnection:
     def __init__(
         self,
         socket: web.WebSocketResponse | aiohttp.ClientWebSocketResponse[bool],
-        remote: Address,
+        remote: Endpoint,
         listener_key: bytes,
         certificate: bytes,
     ) -> None:

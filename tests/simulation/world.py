@@ -22,7 +22,7 @@ from node.mining.miner import Miner
 from node.mining.producer import Producer
 from node.p2p.identity import from_seed
 from node.p2p.network import Network, NetworkConfig
-from node.p2p.transport import Address
+from node.p2p.transport import Endpoint
 from node.pool.intake import Intake
 from node.pool.mempool import Mempool
 from node.pool.results import ResultPool
@@ -74,8 +74,8 @@ class SimulatedNode:
         self.results = ResultPool(self.chain)
         self.intake = Intake(self.chain, self.pool, self.results, compute)
         producer = Producer(self.chain, self.pool, self.results, world.now_ms, nonces)
-        targets = tuple(Address(node.host, PORT) for node in dial)
-        config = NetworkConfig(Address(self.host, PORT), targets, allow_private=True)
+        targets = tuple(Endpoint(node.host, PORT) for node in dial)
+        config = NetworkConfig(Endpoint(self.host, PORT), targets, allow_private=True)
         transport = world.wires.transport(self._identity, self.host)
         self.network = Network(
             config,

@@ -25,7 +25,7 @@ from node.chain.tensors import TensorStore
 from node.p2p.join import Joiner
 from node.p2p.limits import DEFAULT, MAX_STATE_BYTES
 from node.p2p.messages import GetBody, GetHeaders, GetState, Message, NotFound, State, Status
-from node.p2p.transport import Address
+from node.p2p.transport import Endpoint
 from node.rpc.jsonrpc import RpcError
 from node.rpc.methods import chain as chain_methods
 from tests.builders import ALICE, BOB, CAROL, DAVE, ERIN, ChainBuilder, Node, operand, regtest, strips_of
@@ -494,7 +494,7 @@ async def test_a_fresh_node_joins_an_old_chain_and_follows_it(builder: ChainBuil
         await old.mine(3)
         await until(net.agree)
         assert old.score_of(new) == new.score_of(old) == 0
-        assert next(peer for peer in old.network._present()).status.base == 56
+        assert next(peer for peer in old.network._admission.present()).status.base == 56
 
 
 @virtual
@@ -529,15 +529,15 @@ async def test_a_claim_of_a_higher_chain_holds_nobody_up_who_follows_his_own(bui
     new = newcomer(net, "old", now_ms=old.now_ms)
     async with net:
         await until(net.agree)
-        new.network._present()[0].status = Status(10**6, bytes(32), b"\xff" * 32)
+        new.network._admission.present()[0].status = Status(10**6, bytes(32), b"\xff" * 32)
         assert not new.network._downloader._joiner.awaits_headers()
         # Who has nothing to follow yet waits for what is claimed, but not for ever.
         network, chain = new.network, fresh_chain(ChainBuilder(RULES))
         joiner = Joiner(chain, new.intake, network._headers, lambda *_: [], new.compute, network._limits)
         assert joiner.awaits_headers()
-        new.network._present()[0].status = Status(35, bytes(32), b"\xff" * 32)
+        new.network._admission.present()[0].status = Status(35, bytes(32), b"\xff" * 32)
         assert not joiner.awaits_headers()
-        new.network._present()[0].status = Status(10**6, bytes(32), b"\xff" * 32)
+        new.network._admission.present()[0].status = Status(10**6, bytes(32), b"\xff" * 32)
         await asyncio.sleep(DEFAULT.header_patience_s - 1)
         assert joiner.awaits_headers()
         await asyncio.sleep(2)
@@ -632,7 +632,7 @@ async def test_who_gives_a_false_state_is_expelled_and_another_is_asked(builder:
     async with net:
         await until(lambda: new.has_expelled(liar))
         assert new.chain.tip.height == 0
-        new.network.add_peer(Address(net.host("old"), PORT))
+        new.network.add_peer(Endpoint(net.host("old"), PORT))
         await until(net.agree)
         assert flat(new.chain) == records(builder)
         assert new.score_of(honest) == 0

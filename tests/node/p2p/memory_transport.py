@@ -15,7 +15,7 @@ from collections import deque
 
 from node.p2p.identity import Identity, certificate_hash
 from node.p2p.limits import MAX_MESSAGE_BYTES
-from node.p2p.transport import Accept, Address, ConnectionLost, FrameTooLarge
+from node.p2p.transport import Accept, ConnectionLost, Endpoint, FrameTooLarge
 
 _BUFFER_BYTES = 1 << 20
 _CLOSED = b""
@@ -28,7 +28,7 @@ class MemoryWorld:
         self.rng = random.Random(seed)
         self.delay_s = delay_s
         self.bytes_per_s = bytes_per_s
-        self.listeners: dict[Address, tuple[MemoryTransport, Accept]] = {}
+        self.listeners: dict[Endpoint, tuple[MemoryTransport, Accept]] = {}
         self.connections: set[MemoryConnection] = set()
         self._groups: list[frozenset[str]] = []
 
@@ -65,7 +65,7 @@ class MemoryWorld:
 class MemoryConnection:
     """One end of a connection."""
 
-    def __init__(self, world: MemoryWorld, local: Address, remote: Address, listener: Identity) -> None:
+    def __init__(self, world: MemoryWorld, local: Endpoint, remote: Endpoint, listener: Identity) -> None:
         self.world = world
         self.local = local
         self.remote = remote
@@ -153,18 +153,18 @@ class MemoryTransport:
         self._identity = identity
         self._host = host
         self._next_port = 40_000
-        self._listening: list[Address] = []
+        self._listening: list[Endpoint] = []
         self._accepted: set[asyncio.Task[None]] = set()
 
-    async def listen(self, address: Address, accept: Accept) -> Address:
-        actual = Address(self._host, address.port or 9000)
+    async def listen(self, address: Endpoint, accept: Accept) -> Endpoint:
+        actual = Endpoint(self._host, address.port or 9000)
         if actual in self._world.listeners:
             raise OSError(f"{actual} is in use")
         self._world.listeners[actual] = self, accept
         self._listening.append(actual)
         return actual
 
-    async def dial(self, address: Address) -> MemoryConnection:
+    async def dial(self, address: Endpoint) -> MemoryConnection:
         await asyncio.sleep(2 * self._world.rng.uniform(*self._world.delay_s))
         if self._world.is_cut(self._host, address.host):
             await asyncio.Event().wait()  # nobody answers; the dialler's patience ends
@@ -172,7 +172,7 @@ class MemoryTransport:
             raise ConnectionLost(f"{address}: refused")
         listener, accept = self._world.listeners[address]
         self._next_port += 1
-        local = Address(self._host, self._next_port)
+        local = Endpoint(self._host, self._next_port)
         mine = MemoryConnection(self._world, local, address, listener._identity)
         theirs = MemoryConnection(self._world, address, local, listener._identity)
         mine.other, theirs.other = theirs, mine

@@ -12,10 +12,10 @@ from consensus.block import Block
 from consensus.crypto import H
 from node.chain.chain import Import
 from node.p2p.identity import Identity, from_seed
-from node.p2p.limits import DEFAULT, Limits
+from node.p2p.limits import DEFAULT, PeerLimits
 from node.p2p.messages import Message
 from node.p2p.network import Network, NetworkConfig
-from node.p2p.transport import Address, Transport
+from node.p2p.transport import Endpoint, Transport
 from tests.node.p2p.memory_transport import MemoryWorld
 from tests.node.rig import Rig
 
@@ -35,9 +35,9 @@ class NetNode(Rig):
         name: str,
         transport: Transport,
         *,
-        listen: Address | None,
-        dial: Iterable[Address] = (),
-        limits: Limits = DEFAULT,
+        listen: Endpoint | None,
+        dial: Iterable[Endpoint] = (),
+        limits: PeerLimits = DEFAULT,
         **rig: Any,
     ) -> None:
         super().__init__(**rig)
@@ -62,7 +62,7 @@ class NetNode(Rig):
         return next((peer.score for peer in self.network.peers() if peer.id == other.identity.key.hex()), None)
 
     def has_expelled(self, other: NetNode) -> bool:
-        return other.identity.key in self.network._cooling
+        return other.identity.key in self.network._admission._cooling
 
     def clock(self) -> int:
         return self.now_ms
@@ -89,9 +89,9 @@ class Net:
     def add(self, name: str, *dial: str, **rig: Any) -> NetNode:
         """A node that is configured to dial others."""
         host = self.host(name)
-        targets = [Address(self.host(other), PORT) for other in dial]
+        targets = [Endpoint(self.host(other), PORT) for other in dial]
         transport = self.world.transport(identity(name), host)
-        listen = Address(host, PORT)
+        listen = Endpoint(host, PORT)
         node = NetNode(name, transport, listen=listen, dial=targets, limits=self.limits, **rig)
         self.nodes[name] = node
         return node

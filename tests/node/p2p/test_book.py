@@ -21,7 +21,7 @@ from node.p2p.book import (
     write_book,
 )
 from node.p2p.limits import DEFAULT
-from node.p2p.transport import Address
+from node.p2p.transport import Endpoint
 
 NOW_MS = 1_700_000_000_000
 SECRET = bytes(16)
@@ -31,21 +31,21 @@ def make(allow_private: bool = False) -> Book:
     return Book(allow_private, random.Random(1), DEFAULT, SECRET)
 
 
-def public(number: int, port: int = 9000) -> Address:
+def public(number: int, port: int = 9000) -> Endpoint:
     """Addresses in different /16 networks."""
-    return Address(f"{20 + number // 200}.{number % 200}.1.1", port)
+    return Endpoint(f"{20 + number // 200}.{number % 200}.1.1", port)
 
 
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("127.0.0.1:9000", Address("127.0.0.1", 9000)),
-        ("node.example:1", Address("node.example", 1)),
-        ("[2001:db8::1]:65535", Address("2001:db8::1", 65535)),
+        ("127.0.0.1:9000", Endpoint("127.0.0.1", 9000)),
+        ("node.example:1", Endpoint("node.example", 1)),
+        ("[2001:db8::1]:65535", Endpoint("2001:db8::1", 65535)),
     ],
 )
-def test_addresses_are_read_and_written(text: str, address: Address) -> None:
-    assert Address.parse(text) == address
+def test_addresses_are_read_and_written(text: str, address: Endpoint) -> None:
+    assert Endpoint.parse(text) == address
     assert str(address) == text
 
 
@@ -54,7 +54,7 @@ def test_addresses_are_read_and_written(text: str, address: Address) -> None:
 )
 def test_other_texts_are_no_addresses(text: str) -> None:
     with pytest.raises(ValueError, match="is no address"):
-        Address.parse(text)
+        Endpoint.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def test_other_texts_are_no_addresses(text: str) -> None:
     ],
 )
 def test_only_dialable_ip_literals_are_taken_from_strangers(host: str, always: bool, on_devnet: bool) -> None:
-    assert is_acceptable(Address(host, 1), allow_private=False) is always
-    assert is_acceptable(Address(host, 1), allow_private=True) is on_devnet
+    assert is_acceptable(Endpoint(host, 1), allow_private=False) is always
+    assert is_acceptable(Endpoint(host, 1), allow_private=True) is on_devnet
 
 
 def test_groups_are_networks() -> None:
-    assert network_group(Address("20.1.2.3", 1)) == network_group(Address("20.1.9.9", 2))
-    assert network_group(Address("20.1.2.3", 1)) != network_group(Address("20.2.2.3", 1))
-    assert network_group(Address("::ffff:20.1.2.3", 1)) == network_group(Address("20.1.9.9", 2))
-    assert network_group(Address("2a00:1450:1::1", 1)) == network_group(Address("2a00:1450:2::1", 1))
-    assert network_group(Address("127.0.0.1", 1)) != network_group(Address("127.0.0.1", 2))
+    assert network_group(Endpoint("20.1.2.3", 1)) == network_group(Endpoint("20.1.9.9", 2))
+    assert network_group(Endpoint("20.1.2.3", 1)) != network_group(Endpoint("20.2.2.3", 1))
+    assert network_group(Endpoint("::ffff:20.1.2.3", 1)) == network_group(Endpoint("20.1.9.9", 2))
+    assert network_group(Endpoint("2a00:1450:1::1", 1)) == network_group(Endpoint("2a00:1450:2::1", 1))
+    assert network_group(Endpoint("127.0.0.1", 1)) != network_group(Endpoint("127.0.0.1", 2))
 
 
 def test_the_book_is_bounded() -> None:
@@ -99,7 +99,7 @@ def test_one_network_fills_few_buckets_and_pushes_out_no_good_address() -> None:
     for address in good:
         book.note_answer(address, NOW_MS)
     for number in range(5000):
-        book.add(Address(f"66.6.{number // 250}.{number % 250}", 1), NOW_MS)
+        book.add(Endpoint(f"66.6.{number // 250}.{number % 250}", 1), NOW_MS)
     assert len(book) <= len(good) + BUCKETS_PER_SOURCE * BUCKET_SIZE
     assert all(address in book for address in good)
 
@@ -168,7 +168,7 @@ def test_a_damaged_book_is_left_aside(tmp_path: Path, content: bytes) -> None:
 
 def test_addresses_in_a_file_are_checked_like_a_strangers(tmp_path: Path) -> None:
     path = tmp_path / "peers.json"
-    good, bad = public(1), Address("10.0.0.1", 9000)
+    good, bad = public(1), Endpoint("10.0.0.1", 9000)
     entries = [{"host": host, "port": port} for host, port in (good, bad, ("x", 1), ("8.8.8.8", 0))]
     anchors = [str(bad), "nonsense", str(good)]
     path.write_bytes(msgspec.json.encode({"version": 1, "secret": "00" * 16, "anchors": anchors, "entries": entries}))

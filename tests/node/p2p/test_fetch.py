@@ -32,7 +32,7 @@ async def holders(net: Net, tensor: Tensor, *names: str) -> NetNode:
 
 
 async def fetch(node: NetNode, tensor: Tensor) -> None:
-    await node.network._downloader._fetcher.tensor(tensor.commitment, node.network._present)
+    await node.network._downloader._fetcher.tensor(tensor.commitment, node.network._admission.present)
 
 
 def counting(node: NetNode, asked: list[tuple[str, int]]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 from node import config
 from node.p2p.limits import DEFAULT, MAX_HEADERS, MAX_MESSAGE_BYTES
-from node.p2p.transport import Address
+from node.p2p.transport import Endpoint
 from node.pool import mempool
 from node.rpc import jsonrpc
 from node.rpc.server import RpcConfig
@@ -38,7 +38,7 @@ async def test_outbound_places_are_bounded() -> None:
     for name in "bcdef":
         net.add(name)
     for name in "bcdef":
-        assert a.network.book.add(Address(net.host(name), PORT), a.clock())
+        assert a.network.book.add(Endpoint(net.host(name), PORT), a.clock())
     async with net:
         await until(lambda: len(a.network.peers()) >= 2)
         await asyncio.sleep(60)

@@ -12,7 +12,7 @@ from node.compute import ThreadCompute
 from node.p2p.handshake import Introduction, Refused, greet_listener
 from node.p2p.limits import DEFAULT
 from node.p2p.messages import Announce, GetItems, Items, Kind, Leave, Message, Status
-from node.p2p.transport import Address, TlsTransport
+from node.p2p.transport import Endpoint, TlsTransport
 from tests.builders import ALICE, BOB, CAROL, DAVE, operand
 from tests.node.p2p.net import PORT, Net, NetNode, identity, until
 from tests.node.rig import asynchronous
@@ -104,7 +104,7 @@ async def test_a_forged_transaction_expels_its_sender_and_leaves_the_true_one_we
             return Items((forged,))
 
         b.serve(GetItems, forge)
-        next(iter(b.network._peers.values())).send(Announce(Kind.TRANSACTION, (txid,)))
+        next(iter(b.network._admission._peers.values())).send(Announce(Kind.TRANSACTION, (txid,)))
         await until(lambda: a.has_expelled(b))
         assert len(a.pool) == 0
         await c.intake.transaction(tx)
@@ -123,7 +123,7 @@ async def test_other_items_than_were_asked_for_are_an_offence() -> None:
             return Items((encode(tx),))
 
         b.serve(GetItems, other)
-        next(iter(b.network._peers.values())).send(Announce(Kind.TRANSACTION, (bytes(32),)))
+        next(iter(b.network._admission._peers.values())).send(Announce(Kind.TRANSACTION, (bytes(32),)))
         await until(lambda: (a.score_of(b) or 0) > 0)
 
 
@@ -155,7 +155,7 @@ async def test_a_node_does_not_stay_connected_to_itself() -> None:
 async def knock(net: Net, name: str, target: str, genesis: bytes | None = None) -> object:
     """Dial as a stranger: the acquaintance, or the refusal."""
     transport = net.world.transport(identity(name), net.host(name))
-    connection = await transport.dial(Address(net.host(target), PORT))
+    connection = await transport.dial(Endpoint(net.host(target), PORT))
     chain = net.nodes[target].chain
     status = Status(0, chain.genesis_hash, chain.tip.total_work.to_bytes(32))
     introduction = Introduction(identity(name), genesis or chain.genesis_hash, name, 0, lambda: status)
@@ -200,7 +200,7 @@ async def test_connections_that_say_nothing_are_bounded_and_end() -> None:
     async with net:
         transport = net.world.transport(identity("b"), net.host("b"))
         for _ in range(2):
-            await transport.dial(Address(net.host("a"), PORT))
+            await transport.dial(Endpoint(net.host("a"), PORT))
         await asyncio.sleep(0.1)
         assert await knock(net, "c", "a") is Leave.FULL
         await asyncio.sleep(DEFAULT.handshake_s)
@@ -213,7 +213,7 @@ async def test_an_expelled_peer_cools_down_and_may_come_back() -> None:
     a, b = net.add("a"), net.add("b", "a")
     async with net:
         await until(lambda: a.network.peers())
-        next(iter(b.network._peers.values()))._queue(b"\x21garbage")
+        next(iter(b.network._admission._peers.values()))._queue(b"\x21garbage")
         await until(lambda: a.has_expelled(b))
         await asyncio.sleep(50)
         assert a.network.peers() == []
@@ -320,7 +320,7 @@ async def test_a_partition_heals() -> None:
         await until(net.agree, 300)
         assert a.chain.tip.id == c.chain.tip.id
         assert a.chain.tip.height == 7
-        assert not any(node.network._cooling for node in net.nodes.values())
+        assert not any(node.network._admission._cooling for node in net.nodes.values())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -350,7 +350,7 @@ def test_nodes_agree_whatever_is_lost_on_the_way(seed: int) -> None:
             await asyncio.sleep(100)
             await rng.choice(nodes).mine()  # what comes after a tie decides it
             await until(net.agree, 300)
-            assert not any(node.network._cooling for node in nodes), f"seed {seed}"
+            assert not any(node.network._admission._cooling for node in nodes), f"seed {seed}"
 
     story()
 
@@ -361,7 +361,7 @@ def test_nodes_agree_whatever_is_lost_on_the_way(seed: int) -> None:
 @asynchronous
 async def test_two_nodes_over_tls() -> None:
     compute = ThreadCompute(2)
-    here = Address("127.0.0.1", 0)
+    here = Endpoint("127.0.0.1", 0)
     a = NetNode("a", TlsTransport(identity("a"), DEFAULT), listen=here, compute=compute)
     await a.mine(30)
     await a.network.start()
@@ -387,7 +387,7 @@ async def test_two_nodes_over_tls() -> None:
 
 @asynchronous
 async def test_a_port_in_use_is_an_error_at_the_start() -> None:
-    here = Address("127.0.0.1", 0)
+    here = Endpoint("127.0.0.1", 0)
     a = NetNode("a", TlsTransport(identity("a"), DEFAULT), listen=here)
     await a.network.start()
     b = NetNode("b", TlsTransport(identity("b"), DEFAULT), listen=a.network.address)

@@ -19,7 +19,7 @@ from node.p2p.handshake import (
     greet_listener,
     hello_message,
 )
-from node.p2p.limits import DEFAULT, MAX_MESSAGE_BYTES, Limits
+from node.p2p.limits import DEFAULT, MAX_MESSAGE_BYTES, PeerLimits
 from node.p2p.messages import (
     BY_CODE,
     BY_STRUCT,
@@ -43,7 +43,7 @@ from node.p2p.messages import (
     read_prefix,
 )
 from node.p2p.peer import EXPULSION, Handlers, Missing, Offence, Peer, PeerGone, PeerStalled, TokenBucket
-from node.p2p.transport import Address, ConnectionLost
+from node.p2p.transport import ConnectionLost, Endpoint
 from tests.node.p2p.memory_transport import MemoryConnection, MemoryWorld
 from tests.node.p2p.net import identity
 from tests.node.virtual_time import virtual
@@ -68,7 +68,7 @@ async def connect() -> tuple[MemoryConnection, MemoryConnection]:
         await arrived.put(connection)
         await forever.wait()
 
-    address = await world.transport(identity("listener"), HOST).listen(Address(HOST, PORT), accept)
+    address = await world.transport(identity("listener"), HOST).listen(Endpoint(HOST, PORT), accept)
     end = await world.transport(identity("dialler"), "10.0.0.2").dial(address)
     return end, await arrived.get()
 
@@ -113,7 +113,7 @@ class Wild:
 @asynccontextmanager
 async def session(inbound: bool = True, **changes: Any) -> AsyncIterator[Wild]:
     """A running session, past its handshake."""
-    limits: Limits = replace(DEFAULT, **changes)
+    limits: PeerLimits = replace(DEFAULT, **changes)
     theirs, ours = await connect()
     gate = asyncio.Event()
     gate.set()

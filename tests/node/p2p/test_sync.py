@@ -41,7 +41,7 @@ Handler = Callable[[Any, Any], Awaitable[Message]]
 
 def tell(node: NetNode, message: Message) -> None:
     """Send a notice to everybody, true or not."""
-    for peer in node.network._present():
+    for peer in node.network._admission.present():
         assert peer.send(message)
 
 

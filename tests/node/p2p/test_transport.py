@@ -19,19 +19,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from node.p2p.identity import certificate_hash
-from node.p2p.limits import DEFAULT, MAX_MESSAGE_BYTES, Limits
-from node.p2p.transport import Address, Connection, ConnectionLost, FrameTooLarge, TlsTransport
+from node.p2p.limits import DEFAULT, MAX_MESSAGE_BYTES, PeerLimits
+from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge, TlsTransport
 from tests.node.p2p.net import identity
 from tests.node.rig import asynchronous
 
-LOOPBACK = Address("127.0.0.1", 0)
+LOOPBACK = Endpoint("127.0.0.1", 0)
 LISTENER = identity("listener")
 
 
 @asynccontextmanager
 async def listening(
-    accept: Callable[[Connection], Awaitable[None]], limits: Limits = DEFAULT
-) -> AsyncIterator[tuple[Address, TlsTransport]]:
+    accept: Callable[[Connection], Awaitable[None]], limits: PeerLimits = DEFAULT
+) -> AsyncIterator[tuple[Endpoint, TlsTransport]]:
     """A listener and a dialler's transport."""
     listener, dialler = TlsTransport(LISTENER, limits), TlsTransport(identity("dialler"), limits)
     address = await listener.listen(LOOPBACK, accept)
@@ -209,7 +209,7 @@ async def _dial_foreign(path: Path) -> None:
     sockets = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
     dialler = TlsTransport(identity("dialler"), DEFAULT)
     with pytest.raises(ConnectionLost, match="no Ed25519 key"):
-        await dialler.dial(Address("127.0.0.1", sockets.sockets[0].getsockname()[1]))
+        await dialler.dial(Endpoint("127.0.0.1", sockets.sockets[0].getsockname()[1]))
     await dialler.close()
     sockets.close()
     await server.shutdown(0.1)
