@@ -17,5 +17,5 @@ Hash: TypeAlias = Annotated[str, Meta(pattern=HASH_PATTERN, min_length=64, max_l
 """32 bytes: an id, a root, a target."""
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
 """A height, a number of things, milliseconds, or grains."""
-Address: TypeAlias = Annotated[str, Meta(max_length=90)]
+AddressText: TypeAlias = Annotated[str, Meta(max_length=90)]
 """An account's bech32m address."""

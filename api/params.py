@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from api.fields import Address, Hash
+from api.fields import AddressText, Hash
 from consensus.params import MAX_TX_BYTES
 
 MAX_JOBS = 200
@@ -39,7 +39,7 @@ class WhichBlock(Params, frozen=True):
 class OfAccount(Params, frozen=True):
     """An account."""
 
-    address: Annotated[Address, Meta(description="Address of the account.")]
+    address: Annotated[AddressText, Meta(description="Address of the account.")]
 
 
 # --- tx_* ------------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ class OfTransaction(Params, frozen=True):
 class History(Params, frozen=True):
     """A page of an account's movements."""
 
-    address: Annotated[Address, Meta(description="Address of the account.")]
+    address: Annotated[AddressText, Meta(description="Address of the account.")]
     limit: Annotated[int, Meta(ge=1, le=MAX_MOVEMENTS, description="Most movements to give.")] = 50
     before: Annotated[int, Meta(ge=0, description="Only below this height: the last of the previous page.")] | None = (
         None
@@ -81,7 +81,7 @@ class OfJob(Params, frozen=True):
 class JobListing(Params, frozen=True):
     """Which jobs."""
 
-    owner: Annotated[Address, Meta(description="Only the jobs of this account.")] | None = None
+    owner: Annotated[AddressText, Meta(description="Only the jobs of this account.")] | None = None
     limit: Annotated[int, Meta(ge=1, le=MAX_JOBS, description="Most jobs to give.")] = 50
 
 
@@ -100,7 +100,7 @@ class OfPacket(Params, frozen=True):
 class OfWorker(Params, frozen=True):
     """A worker."""
 
-    address: Annotated[Address, Meta(description="Address of the worker's account.")]
+    address: Annotated[AddressText, Meta(description="Address of the worker's account.")]
 
 
 class WorkerListing(Params, frozen=True):
@@ -116,7 +116,7 @@ class WorkerListing(Params, frozen=True):
 class ForMiner(Params, frozen=True):
     """Who mines."""
 
-    miner: Annotated[Address, Meta(description="Address that the block is to reward.")]
+    miner: Annotated[AddressText, Meta(description="Address that the block is to reward.")]
 
 
 class Submission(Params, frozen=True):

@@ -47,10 +47,10 @@ def encode_address(address: bytes, prefix: str) -> str:
 
 def decode_address(text: str, prefix: str) -> bytes:
     """The 20 bytes of an address of the network with `prefix`. Raises `AddressError`."""
-    found, address = split_address(text)
-    if found != prefix:
+    other, address = split_address(text)
+    if other != prefix:
         raise AddressError(
-            f"the address is for {_networks(found)} (it begins with {found!r}), not for {_networks(prefix)}"
+            f"the address is for {_networks(other)} (it begins with {other!r}), not for {_networks(prefix)}"
         )
     return address
 

@@ -207,7 +207,7 @@ class Layout:
 # ---------------------------------------------------------------------- making a network
 
 
-def found(layout: Layout, spacing_ms: int | None) -> ChainParams:
+def establish(layout: Layout, spacing_ms: int | None) -> ChainParams:
     """The network's rules: those in genesis.json, or new ones from now on that fund the ten accounts.
 
     `spacing_ms` is for a new network (None: the devnet's own); an old one must agree. Raises DevnetError.

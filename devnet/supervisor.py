@@ -20,7 +20,7 @@ from devnet.layout import DevnetError, Layout, Measured, Record
 from devnet.processes import NodeProcess, Processes
 from devnet.watch import NetworkState, Observer
 from wallet.client.gateway import Gateway
-from wallet.client.transactions import Network
+from wallet.client.transactions import Rules
 from wallet.errors import WalletError
 
 Say = Callable[[str], None]
@@ -76,7 +76,7 @@ class Devnet:
             await watch.wait_ready(client, node.name, self._processes.check_alive)
             await watch.check_identity(client, node.name, self._record.genesis_hash)
         say("every node serves; registering their workers")
-        network = Network(self._rules, bytes.fromhex(self._record.genesis_hash))
+        network = Rules(self._rules, bytes.fromhex(self._record.genesis_hash))
         try:
             for client, node in zip(self._clients, nodes, strict=True):
                 await watch.register_worker(client, network, node)
@@ -116,10 +116,10 @@ async def running(
 ) -> AsyncIterator[Devnet]:
     """A devnet of `count` nodes, ready for jobs. The caller holds the layout's lock.
 
-    `spacing_ms` is as in `layout.found`, `account` the name of the user's account, `first_port` as in
+    `spacing_ms` is as in `layout.establish`, `account` the name of the user's account, `first_port` as in
     `layout.describe`. Raises DevnetError. However the context ends, no process is left.
     """
-    rules = layout.found(where, spacing_ms)
+    rules = layout.establish(where, spacing_ms)
     say("warming the kernels (some seconds the first time)")
     measured = await _warm()
     record = layout.describe(where, rules, count, account, first_port)  # now, so that its ports are free when taken

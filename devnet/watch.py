@@ -18,7 +18,7 @@ from devnet import keys
 from devnet.layout import DevnetError, NodeRecord
 from wallet.client.gateway import Gateway
 from wallet.client.purse import Purse
-from wallet.client.transactions import Network
+from wallet.client.transactions import Rules
 from wallet.errors import WalletError
 
 WORKER_PACKETS = 32
@@ -55,7 +55,7 @@ async def check_identity(client: Gateway, name: str, genesis_hash: str) -> None:
 # ---------------------------------------------------------------------- workers
 
 
-async def register_worker(client: Gateway, network: Network, node: NodeRecord) -> bool:
+async def register_worker(client: Gateway, network: Rules, node: NodeRecord) -> bool:
     """Register a node's worker from its own account; tells whether a transaction was needed.
 
     After a long pause the chain holds a worker for absent: then this refreshes it. Raises `WalletError`.

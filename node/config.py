@@ -272,9 +272,9 @@ def _from_file(file: Path) -> dict[str, Any]:
                 near = difflib.get_close_matches(place, _BY_PLACE, n=1)
                 hint = f"did you mean `{near[0]}`?" if near else "`tilework node init-config` shows every setting"
                 raise ConfigError("config", f"{file}: there is no setting `{place}`", hint)
-            found = _convert(setting, raw, f"{file}: {place}", strict=True)
+            value = _convert(setting, raw, f"{file}: {place}", strict=True)
             # A path in a file is relative to that file, wherever the node is started.
-            values[place] = file.parent / found if setting.is_path else found
+            values[place] = file.parent / value if setting.is_path else value
     return values
 
 

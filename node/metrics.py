@@ -99,7 +99,7 @@ class Metrics:
         """Count it."""
         self._transactions.inc()
 
-    def new_result(self, result: Result, identity: bytes) -> None:
+    def new_result(self, result: Result, result_id: bytes) -> None:
         """Count it."""
         self._results.inc()
 

@@ -122,15 +122,15 @@ def status(layout: Layout) -> None:
     """Show the nodes and the state of the network."""
     record = layout.read()
     try:
-        found = msgspec.json.decode(control.send(layout.control, Order("status")), type=DevnetStatus)
+        answer = msgspec.json.decode(control.send(layout.control, Order("status")), type=DevnetStatus)
     except DevnetError as error:
         if error.code != "not-running":
             raise
         emit({"running": False, "devnet": record}, f"stopped; start it with `tilework devnet up` ({layout.record})")
         return
     if not wants_json():
-        _print(_table(found.devnet, found.network))
-    emit({"running": True, "devnet": found.devnet, "network": found.network}, status_line(found.network))
+        _print(_table(answer.devnet, answer.network))
+    emit({"running": True, "devnet": answer.devnet, "network": answer.network}, status_line(answer.network))
 
 
 @devnet.command()

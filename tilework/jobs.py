@@ -234,9 +234,9 @@ def list_(everybody: bool, limit: int, url: str, account_name: str | None, keyst
         async with Gateway(url) as gateway:
             return await gateway.jobs(owner, limit)
 
-    found = asyncio.run(look())
-    lines = [f"{v.job}  {v.status:<9}  {v.done:>4} of {v.packets:<4}  {format_tile(v.paid)} TILE" for v in found]
-    emit({"jobs": found}, "\n".join(lines) or "no jobs yet: tilework job submit x.npy w.npy -o c.npy")
+    jobs = asyncio.run(look())
+    lines = [f"{v.job}  {v.status:<9}  {v.done:>4} of {v.packets:<4}  {format_tile(v.paid)} TILE" for v in jobs]
+    emit({"jobs": jobs}, "\n".join(lines) or "no jobs yet: tilework job submit x.npy w.npy -o c.npy")
 
 
 @job.command()
@@ -251,12 +251,12 @@ def explain(job_id: str, url: str) -> None:
         async with Gateway(url) as gateway:
             return await tell(gateway, job_id)
 
-    found = asyncio.run(look())
+    stories = asyncio.run(look())
     lines: list[str] = []
-    for story in found:
+    for story in stories:
         lines.append(f"packet {story.index}: {story.verdict}")
         lines += [f"    {line.height:>8}  {line.text}" for line in story.history]
-    emit({"packets": found}, "\n".join(lines))
+    emit({"packets": stories}, "\n".join(lines))
 
 
 @job.command()

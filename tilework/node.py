@@ -130,10 +130,10 @@ class _Status(Struct, frozen=True):
 @rpc_option
 def status(url: str) -> None:
     """Show the state of a running node."""
-    found = asyncio.run(_ask_status(url))
-    info, chain = found.node, found.chain
+    answers = asyncio.run(_ask_status(url))
+    info, chain = answers.node, answers.chain
     lag = f", syncing to {chain.best_header_height}" if chain.syncing else ""
-    mining, waiting = found.mining, found.mempool
+    mining, waiting = answers.mining, answers.mempool
     blocks = mining.idle_blocks + mining.packet_blocks
     rows = {
         "network": info.network,
@@ -149,7 +149,7 @@ def status(url: str) -> None:
         "version": info.version,
         "up": f"{info.uptime_seconds:.0f} s",
     }
-    emit(found, "\n".join(f"{name:<9}{value}" for name, value in rows.items()))
+    emit(answers, "\n".join(f"{name:<9}{value}" for name, value in rows.items()))
 
 
 @node.command("rpc-docs")

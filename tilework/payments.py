@@ -83,13 +83,13 @@ def balance(address: str | None, verify: bool, url: str, account_name: str | Non
     from wallet.client import payments
 
     prefix, text = _whose(address, account_name, keystore)
-    found = asyncio.run(payments.balance(url, prefix, text, verify, notice))
-    lines = [f"{found.balance} TILE", f"{found.address} at height {found.height}"]
-    if found.pending_transactions:
-        lines.append(f"{found.pending_transactions} of its transactions wait for a block")
-    if found.proved_by is not None:
-        lines.append(f"proved by block {found.proved_by}")
-    emit(found, "\n".join(lines))
+    account = asyncio.run(payments.balance(url, prefix, text, verify, notice))
+    lines = [f"{account.balance} TILE", f"{account.address} at height {account.height}"]
+    if account.pending_transactions:
+        lines.append(f"{account.pending_transactions} of its transactions wait for a block")
+    if account.proved_by is not None:
+        lines.append(f"proved by block {account.proved_by}")
+    emit(account, "\n".join(lines))
 
 
 @click.command(cls=Command)
@@ -195,9 +195,9 @@ def watch(uri: str, confirmations: int, timeout_seconds: float, since: int | Non
     from wallet.client import payments
 
     request = PaymentRequest.parse(uri)
-    found = asyncio.run(payments.watch(url, request, since, confirmations, timeout_seconds, notice))
-    text = f"paid: {found.amount} TILE from {found.sender}, {found.confirmations} confirmations ({found.txid})"
-    emit(found, text)
+    payment = asyncio.run(payments.watch(url, request, since, confirmations, timeout_seconds, notice))
+    text = f"paid: {payment.amount} TILE from {payment.sender}, {payment.confirmations} confirmations ({payment.txid})"
+    emit(payment, text)
 
 
 @click.command(cls=Command)
@@ -214,9 +214,9 @@ def history(
     from wallet.client import payments
 
     prefix, text = _whose(address, account_name, keystore)
-    found = asyncio.run(payments.history(url, prefix, text, limit, before))
-    lines = [_line(movement) for movement in found]
-    emit({"address": text, "movements": found}, "\n".join(lines) or "nothing yet")
+    movements = asyncio.run(payments.history(url, prefix, text, limit, before))
+    lines = [_line(movement) for movement in movements]
+    emit({"address": text, "movements": movements}, "\n".join(lines) or "nothing yet")
 
 
 COMMANDS = (balance, send, history, pay, watch)

@@ -65,18 +65,18 @@ def reward_per_packet(price: int, threshold: int, packets: int) -> int:
 def _examined(execution: Execution) -> list[tuple[bytes, Packet, Group]]:
     """The packets at the queue's head. Those too close to their expiry for a whole window leave the queue for good,
     so that they do not block others."""
-    found = []
+    examined = []
     for _, entry in list(islice(QUEUE.scan(execution.state), execution.params.max_examined)):
         packet = PACKETS.get(execution.state, entry.packet_id)
         assert packet is not None, "a queued packet that does not exist"
         group = GROUPS.get(execution.state, packet.job)
         assert group is not None, "a packet without its group"
         if execution.height + execution.params.window < group.expiry:
-            found.append((entry.packet_id, packet, group))
+            examined.append((entry.packet_id, packet, group))
         else:
             jobs.dequeue(execution, group, packet)
             PACKETS.put(execution.state, replace(packet, status=PacketStatus.WITHDRAWN), entry.packet_id)
-    return found
+    return examined
 
 
 def _free_slots(execution: Execution, randomness: bytes) -> list[FreeSlot]:
@@ -98,13 +98,13 @@ def _free_slots(execution: Execution, randomness: bytes) -> list[FreeSlot]:
 
 def _held(execution: Execution) -> list[tuple[bytes, bytes, int]]:
     """(group, worker, bytes of the product) for every packet held."""
-    found = []
+    held = []
     for address, worker in WORKERS.scan(execution.state):
         for slot in worker.slots:
             packet = PACKETS.get(execution.state, slot.packet_id)
             assert packet is not None, "a slot with an unknown packet"
-            found.append((packet.job, address, packet.shape.product_bytes))
-    return found
+            held.append((packet.job, address, packet.shape.product_bytes))
+    return held
 
 
 def _first_able(

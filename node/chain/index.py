@@ -45,17 +45,17 @@ class Movement(Value, frozen=True):
 def entries(block: Block, block_id: bytes, outcome: Outcome) -> dict[bytes, bytes]:
     """All index entries of a main-chain block."""
     height = block.height
-    found: dict[bytes, bytes] = {}
+    keyed: dict[bytes, bytes] = {}
     for ordinal, receipt in enumerate(outcome.receipts):
-        found[schema.transaction(receipt.txid)] = encode(Location(block_id, height, ordinal))
+        keyed[schema.transaction(receipt.txid)] = encode(Location(block_id, height, ordinal))
     for ordinal, event in enumerate(outcome.events):
         location = encode(Location(block_id, height, ordinal))
-        found[schema.job_event(event.job, height, ordinal)] = location
+        keyed[schema.job_event(event.job, height, ordinal)] = location
         if isinstance(event, events.Dealt | events.Answered | events.Missed | events.Dropped):
-            found[schema.packet_event(event.packet_id, height, ordinal)] = location
+            keyed[schema.packet_event(event.packet_id, height, ordinal)] = location
     for ordinal, (address, movement) in enumerate(_movements(block, block_id, outcome)):
-        found[schema.movement(address, height, ordinal)] = encode(movement)
-    return found
+        keyed[schema.movement(address, height, ordinal)] = encode(movement)
+    return keyed
 
 
 def _movements(block: Block, block_id: bytes, outcome: Outcome) -> Iterator[tuple[bytes, Movement]]:

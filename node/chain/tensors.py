@@ -256,13 +256,13 @@ class _Files:
         return self._directory / name[:2] / (name[2:] + _SUFFIX)
 
     def _listed(self) -> list[tuple[bytes, int]]:
-        found = []
+        listed = []
         for path in self._directory.glob(f"??/*{_SUFFIX}"):
             with suppress(ValueError):
                 commitment = bytes.fromhex(path.parent.name + path.name.removesuffix(_SUFFIX))
                 if len(commitment) == _HASH_BYTES and path == self._path(commitment):
-                    found.append((commitment, path.stat().st_size))
-        return found
+                    listed.append((commitment, path.stat().st_size))
+        return listed
 
 
 def _write(path: Path, tensor: Tensor) -> int:

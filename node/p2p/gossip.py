@@ -89,9 +89,9 @@ class Gossip:
         """A verified transaction: offer it to the peers."""
         self._offer(Kind.TRANSACTION, txid, None)
 
-    def new_result(self, result: Result, identity: bytes) -> None:
+    def new_result(self, result: Result, item_id: bytes) -> None:
         """A verified Result: offer it to the peers."""
-        self._offer(Kind.RESULT, identity, result)
+        self._offer(Kind.RESULT, item_id, result)
 
     def new_tip(self) -> None:
         """What the old state refused, the new one may take."""
@@ -109,37 +109,37 @@ class Gossip:
 
     def items(self, request: GetItems) -> Message:
         """Serve a request: those of the first ids that are here and fit."""
-        found: list[bytes] = []
+        items: list[bytes] = []
         room = MAX_STRIP_BYTES
-        for identity in request.ids:
-            value = self._item(Kind(request.kind), identity)
+        for item_id in request.ids:
+            value = self._item(Kind(request.kind), item_id)
             if value is None:
                 continue
             data = encode(value)
             room -= len(data) + 8
             if room < 0:
                 break
-            found.append(data)
-        return Items(tuple(found)) if found else NotFound()
+            items.append(data)
+        return Items(tuple(items)) if items else NotFound()
 
     # ------------------------------------------------------------------ what peers tell
 
     def note_announcement(self, peer: Peer, message: Announce) -> None:
         """A peer offers ids; those that are not here are fetched by its worker."""
         queue = self._queue_of(peer)
-        for identity in message.ids:
-            peer.note_known(identity)
-            if self._is_wanted(identity):
+        for item_id in message.ids:
+            peer.note_known(item_id)
+            if self._is_wanted(item_id):
                 if len(queue.ids) >= self._limits.max_announced:
                     peer.penalise(Offence.FLOOD, "announced ids")
                     return
-                queue.ids.append((Kind(message.kind), identity))
+                queue.ids.append((Kind(message.kind), item_id))
                 queue.arrived.set()
 
     async def follow(self, peer: Peer) -> None:
         """Companion of a peer's session: tell it what is pending, then fetch what it announces."""
         queue = self._queue_of(peer)
-        pending = [(kind, identity) for identity, (kind, _) in self._recent.items()]
+        pending = [(kind, item_id) for item_id, (kind, _) in self._recent.items()]
         self._tell(peer, [entry for entry in pending if self._item(*entry) is not None])
         try:
             while True:
@@ -155,21 +155,21 @@ class Gossip:
         kind = queue.ids[0][0]
         ids: list[bytes] = []
         while queue.ids and queue.ids[0][0] is kind and len(ids) < MAX_REQUESTED:
-            identity = queue.ids.popleft()[1]
-            await self._others_turn(identity)
-            if self._is_wanted(identity) and identity not in ids:
-                ids.append(identity)
+            item_id = queue.ids.popleft()[1]
+            await self._others_turn(item_id)
+            if self._is_wanted(item_id) and item_id not in ids:
+                ids.append(item_id)
         mine = asyncio.Event()
         self._taking.update(dict.fromkeys(ids, mine))
         try:
             while ids:
                 answer = await peer.request(GetItems(kind, tuple(ids)), Items)
                 for data in answer.items:
-                    identity = await self._take(peer, kind, data)
-                    if identity not in ids:
+                    item_id = await self._take(peer, kind, data)
+                    if item_id not in ids:
                         peer.penalise(Offence.UNSOLICITED, kind.name)
                         return
-                    ids.remove(identity)
+                    ids.remove(item_id)
         except Missing:
             pass  # a block has taken it meanwhile, or it was replaced
         except PeerStalled:
@@ -177,30 +177,30 @@ class Gossip:
         except ConsensusError as error:
             peer.penalise(Offence.GARBAGE, error)
         finally:
-            for identity in [identity for identity, event in self._taking.items() if event is mine]:
-                del self._taking[identity]
+            for item_id in [item_id for item_id, event in self._taking.items() if event is mine]:
+                del self._taking[item_id]
             mine.set()
 
-    async def _others_turn(self, identity: bytes) -> None:
+    async def _others_turn(self, item_id: bytes) -> None:
         """Wait while another peer's worker is at it."""
-        while (busy := self._taking.get(identity)) is not None:
+        while (busy := self._taking.get(item_id)) is not None:
             await busy.wait()
 
     async def _take(self, peer: Peer, kind: Kind, data: bytes) -> bytes:
         """Decode and verify one item; its id. ConsensusError where it cannot be decoded."""
         if kind is Kind.TRANSACTION:
             tx = await self._compute.run(decode_transaction, data)
-            identity = tx.body.txid(self._genesis_hash)
+            item_id = tx.body.txid(self._genesis_hash)
             needs = [operand.commitment for operand in payloads.operands(tx)]
-            await self._verified(peer, identity, lambda: self._intake.transaction(tx), needs)
+            await self._verified(peer, item_id, lambda: self._intake.transaction(tx), needs)
         else:
             result = decode(Result, data, _MAX_RESULT_BYTES)
-            identity = result.id(self._genesis_hash)
-            await self._verified(peer, identity, lambda: self._intake.result(result))
-        return identity
+            item_id = result.id(self._genesis_hash)
+            await self._verified(peer, item_id, lambda: self._intake.result(result))
+        return item_id
 
     async def _verified(
-        self, peer: Peer, identity: bytes, submit: Callable[[], Awaitable[bytes]], needs: Iterable[bytes] = ()
+        self, peer: Peer, item_id: bytes, submit: Callable[[], Awaitable[bytes]], needs: Iterable[bytes] = ()
     ) -> None:
         """Hand an item to the intake; fetch the tensors that it lacks from its announcer first."""
         try:
@@ -213,46 +213,44 @@ class Gossip:
         except (NotYet, Unavailable, MissingTensor):
             pass  # a later block, or another announcer, may help
         except PoolError:
-            self._refuse(identity)
+            self._refuse(item_id)
         except ConsensusError as error:
             if error.reason in CONDEMNING:
                 # The id covers no signature: the true item, from somebody else, stays welcome.
                 peer.penalise(Offence.INVALID, error)
             else:
-                self._refuse(identity)
+                self._refuse(item_id)
 
     # ------------------------------------------------------------------ small helpers
 
-    def _offer(self, kind: Kind, identity: bytes, result: Result | None) -> None:
-        self._recent[identity] = kind, result
+    def _offer(self, kind: Kind, item_id: bytes, result: Result | None) -> None:
+        self._recent[item_id] = kind, result
         if len(self._recent) > self._limits.max_recent:
             self._recent.popitem(last=False)
-        self._fresh.append((kind, identity))
+        self._fresh.append((kind, item_id))
         self._has_fresh.set()
 
     def _tell(self, peer: Peer, entries: Iterable[tuple[Kind, bytes]]) -> None:
         unknown = [entry for entry in entries if entry[1] not in peer.known]
         for kind in Kind:
-            ids = [identity for which, identity in unknown if which is kind]
+            ids = [item_id for which, item_id in unknown if which is kind]
             for start in range(0, len(ids), MAX_ANNOUNCED):
                 some = ids[start : start + MAX_ANNOUNCED]
                 if peer.send(Announce(kind, tuple(some))):
-                    for identity in some:
-                        peer.note_known(identity)
+                    for item_id in some:
+                        peer.note_known(item_id)
 
-    def _item(self, kind: Kind, identity: bytes) -> Transaction | Result | None:
+    def _item(self, kind: Kind, item_id: bytes) -> Transaction | Result | None:
         if kind is Kind.TRANSACTION:
-            return self._intake.pool.get(identity)
-        known = self._recent.get(identity)
+            return self._intake.pool.get(item_id)
+        known = self._recent.get(item_id)
         return known[1] if known is not None else None
 
-    def _is_wanted(self, identity: bytes) -> bool:
-        return (
-            identity not in self._recent and identity not in self._refused and self._intake.pool.get(identity) is None
-        )
+    def _is_wanted(self, item_id: bytes) -> bool:
+        return item_id not in self._recent and item_id not in self._refused and self._intake.pool.get(item_id) is None
 
-    def _refuse(self, identity: bytes) -> None:
-        self._refused[identity] = None
+    def _refuse(self, item_id: bytes) -> None:
+        self._refused[item_id] = None
         if len(self._refused) > self._limits.max_recent:
             self._refused.popitem(last=False)
 

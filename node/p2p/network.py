@@ -225,9 +225,9 @@ class Network:
         """Announce it."""
         self._gossip.new_transaction(tx, txid)
 
-    def new_result(self, result: Result, identity: bytes) -> None:
+    def new_result(self, result: Result, result_id: bytes) -> None:
         """Announce it."""
-        self._gossip.new_result(result, identity)
+        self._gossip.new_result(result, result_id)
 
     # ------------------------------------------------------------------ sessions
 

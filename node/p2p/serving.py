@@ -71,8 +71,8 @@ class Server:
 
     async def headers(self, peer: Peer, request: GetHeaders) -> Message:
         """Main-chain headers after the locator."""
-        found = await self._compute.run(self._chain.headers_after, list(request.locator), request.limit)
-        return Headers(tuple(found))
+        named = await self._compute.run(self._chain.headers_after, list(request.locator), request.limit)
+        return Headers(tuple(named))
 
     async def header_copy(self, peer: Peer, request: GetHeaderCopy) -> Message:
         """One copy of a header."""
@@ -108,7 +108,7 @@ class Server:
         if spec is None or request.first >= spec.leaves:
             return NotFound()
         last = request.first + strips_expected(spec, request.first)
-        found = [tensors.strip(request.commitment, index) for index in range(request.first, last)]
+        pieces = [tensors.strip(request.commitment, index) for index in range(request.first, last)]
         # A strip can be gone between two looks: tensors are dropped when their time is over.
-        strips = tuple(Strip(*strip) for strip in found if strip is not None)
-        return TensorStrips(spec, request.first, strips) if len(strips) == len(found) else NotFound()
+        strips = tuple(Strip(*strip) for strip in pieces if strip is not None)
+        return TensorStrips(spec, request.first, strips) if len(strips) == len(pieces) else NotFound()

@@ -54,29 +54,29 @@ class JobRecord:
         """The ids of its packets, in order."""
         return [packet_id_of(self.job, index) for index in range(len(self.payload.packets))]
 
-    def of(self, identity: bytes) -> list[tuple[int, Event]]:
+    def of(self, packet_id: bytes) -> list[tuple[int, Event]]:
         """The events of one packet and of the job as a whole."""
-        return [(height, event) for height, event in self.events if getattr(event, "packet_id", identity) == identity]
+        return [(height, event) for height, event in self.events if getattr(event, "packet_id", packet_id) == packet_id]
 
 
 def gather(chain: Chain, job: bytes, pending: Transaction | None) -> JobRecord | None:
     """The record of a job; None if no such job was opened. `pending` is its transaction, if it is in the mempool."""
-    found = chain.archive.transaction(job)
-    if found is None:
+    confirmed = chain.archive.transaction(job)
+    if confirmed is None:
         tx, history = pending, []
     else:
-        tx, history = (found[1] if found[2].ok else None), chain.archive.job_events(job)
+        tx, history = (confirmed[1] if confirmed[2].ok else None), chain.archive.job_events(job)
     if tx is None or not isinstance(tx.body.payload, SubmitJob):
         return None
     payload = tx.body.payload
-    identities = [packet_id_of(job, index) for index in range(len(payload.packets))]
+    packet_ids = [packet_id_of(job, index) for index in range(len(payload.packets))]
 
     def held_by_state(state: StateReader) -> tuple[Group | None, dict[bytes, Packet]]:
         group = GROUPS.get(state, job)
         if group is None:
             return None, {}
-        found = ((identity, PACKETS.get(state, identity)) for identity in identities)
-        return group, {identity: packet for identity, packet in found if packet is not None}
+        pairs = ((packet_id, PACKETS.get(state, packet_id)) for packet_id in packet_ids)
+        return group, {packet_id: packet for packet_id, packet in pairs if packet is not None}
 
     group, packets = chain.read(held_by_state)
     return JobRecord(chain.params, job, tx.body.address, payload, group, packets, history)
@@ -121,13 +121,13 @@ def packet_views(record: JobRecord, text: Text) -> list[PacketView]:
     views = []
     shapes = [record.payload.shape(packet) for packet in record.payload.packets]
     fees = jobs.job_fees(record.params, record.payload)
-    for index, (identity, (m, k, n), fee) in enumerate(zip(record.packet_ids, shapes, fees, strict=True)):
-        packet, (answered_at, answer) = record.packets.get(identity), answers.get(identity, (None, None))
+    for index, (packet_id, (m, k, n), fee) in enumerate(zip(record.packet_ids, shapes, fees, strict=True)):
+        packet, (answered_at, answer) = record.packets.get(packet_id), answers.get(packet_id, (None, None))
         held = packet is not None and packet.status == PacketStatus.HELD
         worker = packet.worker if packet is not None and held else answer.worker if answer is not None else None
         views.append(
             PacketView(
-                packet_id=identity.hex(),
+                packet_id=packet_id.hex(),
                 index=index,
                 m=m,
                 k=k,
@@ -144,14 +144,14 @@ def packet_views(record: JobRecord, text: Text) -> list[PacketView]:
     return views
 
 
-def explanation(record: JobRecord, identity: bytes, text: Text) -> Explanation:
+def explanation(record: JobRecord, packet_id: bytes, text: Text) -> Explanation:
     """What happened to one packet, and why somebody was or was not paid."""
     history = [
         StoryLine(height, name_of(event), _worker(event, text), tell(event, text))
-        for height, event in record.of(identity)
+        for height, event in record.of(packet_id)
     ]
-    index = record.packet_ids.index(identity)
-    return Explanation(identity.hex(), record.job.hex(), index, tuple(history), _verdict(record, identity, text))
+    index = record.packet_ids.index(packet_id)
+    return Explanation(packet_id.hex(), record.job.hex(), index, tuple(history), _verdict(record, packet_id, text))
 
 
 # --- one event -----------------------------------------------------------------------------------------------------
@@ -236,14 +236,14 @@ def _packet_status(record: JobRecord, packet: Packet | None, answered: bool) -> 
     return "queued" if not record.events else "withdrawn"
 
 
-def _verdict(record: JobRecord, identity: bytes, text: Text) -> str:
+def _verdict(record: JobRecord, packet_id: bytes, text: Text) -> str:
     """One sentence."""
-    own = [(height, event) for height, event in record.events if getattr(event, "packet_id", None) == identity]
+    own = [(height, event) for height, event in record.events if getattr(event, "packet_id", None) == packet_id]
     answer = _last(own, events.Answered)
     if answer is not None:
         return f"{text(answer[1].worker)} was {_payment(answer[1])} at height {answer[0]}."
     before = f" Before that, {len(misses)} window(s) passed unanswered." if (misses := _all_misses(own)) else ""
-    packet = record.packets.get(identity)
+    packet = record.packets.get(packet_id)
     if packet is not None and packet.status == PacketStatus.HELD:
         until = _deadline(record, packet)
         return f"Nobody is paid yet: {text(packet.worker)} holds it and may answer through height {until}.{before}"
@@ -283,5 +283,5 @@ def _deadline(record: JobRecord, packet: Packet) -> int:
     return jobs.deadline(record.params, packet)
 
 
-def _last(found: Iterable[tuple[int, Event]], kind: type[E]) -> tuple[int, E] | None:
-    return next(((height, event) for height, event in reversed(list(found)) if isinstance(event, kind)), None)
+def _last(story: Iterable[tuple[int, Event]], kind: type[E]) -> tuple[int, E] | None:
+    return next(((height, event) for height, event in reversed(list(story)) if isinstance(event, kind)), None)

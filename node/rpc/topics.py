@@ -59,10 +59,10 @@ class Publisher:
             PENDING_TRANSACTIONS, PendingTx(txid.hex(), sender, tx.body.nonce, kind_name(tx.body.payload))
         )
 
-    def new_result(self, result: Result, identity: bytes) -> None:
+    def new_result(self, result: Result, result_id: bytes) -> None:
         """A Result has entered the pool."""
         body = result.body
-        view = PendingResult(identity.hex(), body.packet_id.hex(), self._text(body.worker), body.product.hex())
+        view = PendingResult(result_id.hex(), body.packet_id.hex(), self._text(body.worker), body.product.hex())
         self._hub.publish(RESULTS, view)
 
     def _job_event(self, height: int, event: Event) -> JobEvent:

@@ -34,7 +34,7 @@ def place(tmp_path: Path) -> Layout:
 
 
 def describe(place: Layout, count: int = 3, first_port: int = layout.RPC_PORT) -> Record:
-    record = layout.describe(place, layout.found(place, None), count, "user", first_port)
+    record = layout.describe(place, layout.establish(place, None), count, "user", first_port)
     place.write(record)
     return record
 
@@ -56,24 +56,24 @@ def test_the_accounts_are_those_of_the_public_mnemonic() -> None:
 
 
 def test_genesis_funds_ten_accounts_and_is_made_once(place: Layout) -> None:
-    rules = layout.found(place, None)
+    rules = layout.establish(place, None)
     assert [a.amount for a in rules.allocations] == [1_000_000 * TILE] * 10
     assert rules.spacing_ms == 2_000
-    assert layout.found(place, None) == rules
-    assert layout.found(place, 2_000) == rules
+    assert layout.establish(place, None) == rules
+    assert layout.establish(place, 2_000) == rules
     with refused("block-time-fixed"):
-        layout.found(place, 500)
+        layout.establish(place, 500)
 
 
 def test_a_new_network_may_be_faster(place: Layout) -> None:
-    rules = layout.found(place, 500)
+    rules = layout.establish(place, 500)
     assert (rules.spacing_ms, rules.halflife_ms) == (500, 15_000)
 
 
 def test_a_damaged_genesis_is_no_new_network(place: Layout) -> None:
     place.genesis.write_text("{")
     with refused("genesis-damaged"):
-        layout.found(place, None)
+        layout.establish(place, None)
 
 
 def test_ports_are_the_usual_ones_unless_taken_and_are_kept(place: Layout) -> None:
@@ -113,7 +113,7 @@ def test_no_secret_is_on_a_nodes_command_line(place: Layout) -> None:
 
 
 def test_idle_duty_makes_one_block_per_spacing(place: Layout) -> None:
-    rules = layout.found(place, None)
+    rules = layout.establish(place, None)
     # Three nodes, 2 ms a unit: 1.5 units per 2 s in all.
     assert layout.idle_duty(rules, 0.002, 3) == pytest.approx(0.0005)
     assert layout.idle_duty(rules, 60.0, 1) == 1.0

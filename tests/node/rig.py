@@ -74,7 +74,7 @@ class Rig:
     def new_transaction(self, tx: Transaction, txid: bytes) -> None:
         self.announced.append(tx)
 
-    def new_result(self, result: Result, identity: bytes) -> None:
+    def new_result(self, result: Result, result_id: bytes) -> None:
         self.announced.append(result)
 
     # --- building

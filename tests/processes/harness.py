@@ -211,7 +211,7 @@ class Rig:
 def rig(directory: Path, spacing_ms: int = 500) -> Iterator[Rig]:
     """A devnet of a test's own; at the end no node is left."""
     place = Layout(directory)
-    rules = layout.found(place, spacing_ms)
+    rules = layout.establish(place, spacing_ms)
     made = Rig(directory, rules, place.genesis)
     try:
         yield made

@@ -33,7 +33,7 @@ from wallet.client.matrices import Int8Matrix, Int32Matrix, Matmul, as_operands
 from wallet.client.offers import Offer, Terms, find_deal, life_blocks, make_offer
 from wallet.client.purse import Purse, Sent
 from wallet.client.slicing import Grid, Slices, check_inner, cut
-from wallet.client.transactions import Network
+from wallet.client.transactions import Rules
 from wallet.errors import ExitCode, WalletError
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class Client:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.gateway)
-            self.network: Network = await self.gateway.network()
+            self.network: Rules = await self.gateway.network()
             if self._prefix is not None:
                 self.network.require(self._prefix)
             public_key = bytes(32) if self._key is None else self._key.public_key
@@ -149,12 +149,12 @@ class Client:
         """
         left, right = await asyncio.to_thread(_checked, x, w)
         wanted = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
-        found = await together(partial(self._find, identity) for identity in wanted)
-        grid = _grid_of([payload for _, payload in found], Shape(left.shape[0], left.shape[1], right.shape[1]))
+        jobs = await together(partial(self._find, job_id) for job_id in wanted)
+        grid = _grid_of([payload for _, payload in jobs], Shape(left.shape[0], left.shape[1], right.shape[1]))
         slices = await asyncio.to_thread(cut, left, right, grid)
         job = Job(self._purse, self._key, slices)
         covered: set[int] = set()
-        for sent, payload in found:
+        for sent, payload in jobs:
             packets = _packets_of(payload, slices)
             covered.update(packets)
             job.adopt(Group(sent, packets))
@@ -171,27 +171,27 @@ class Client:
         """Withdraw what nobody holds of jobs on the chain; gives the ids of the transactions that say so."""
         return await cancel(self._purse, require_key(self._key), ids)
 
-    async def _find(self, identity: str) -> tuple[Sent, SubmitJob]:
+    async def _find(self, job_id: str) -> tuple[Sent, SubmitJob]:
         """The transaction that submitted a job, as its sender signed it."""
-        check_job_id(identity)
-        view = await self.gateway.transaction(identity)
+        check_job_id(job_id)
+        view = await self.gateway.transaction(job_id)
         if view is None:
-            raise unknown_job(identity)
+            raise unknown_job(job_id)
         try:
             tx = decode_transaction(bytes.fromhex(view.raw))
         except ConsensusError as error:
-            raise _other_transaction(identity) from error
+            raise _other_transaction(job_id) from error
         payload, txid = tx.body.payload, tx.body.txid(self.network.genesis_hash)
-        if txid.hex() != identity or not tx.is_signed(self.network.genesis_hash):
-            raise _other_transaction(identity)
+        if txid.hex() != job_id or not tx.is_signed(self.network.genesis_hash):
+            raise _other_transaction(job_id)
         if not isinstance(payload, SubmitJob):
             fix = "`tilework job list` shows jobs"
-            raise WalletError("job-not-found", f"transaction {identity} submits no job", fix, ExitCode.NOT_FOUND)
+            raise WalletError("job-not-found", f"transaction {job_id} submits no job", fix, ExitCode.NOT_FOUND)
         try:
             jobs.check(self.network.params, payload)
         except ConsensusError as error:
             fix = "nothing is to be had from it; see `tilework job explain`"
-            raise WalletError("job-failed", f"job {identity} breaks a rule: {error}", fix) from error
+            raise WalletError("job-failed", f"job {job_id} breaks a rule: {error}", fix) from error
         return Sent(txid, tx), payload
 
 
@@ -320,8 +320,6 @@ def _packets_of(payload: SubmitJob, slices: Slices) -> tuple[int, ...]:
     return tuple(index_of[pair] for pair in pairs)
 
 
-def _other_transaction(identity: str) -> WalletError:
+def _other_transaction(job_id: str) -> WalletError:
     fix = "do not trust this node; ask another"
-    return WalletError(
-        "transaction-differs", f"the node gave another transaction for {identity}", fix, ExitCode.NETWORK
-    )
+    return WalletError("transaction-differs", f"the node gave another transaction for {job_id}", fix, ExitCode.NETWORK)

@@ -40,7 +40,7 @@ from consensus.tensor import COLUMNS, Tensor
 from consensus.transaction import Transaction
 from wallet.client.matrices import from_npy, to_npy
 from wallet.client.rpc import NetworkError, ParamsLike, RpcClient, RpcError, Subscription
-from wallet.client.transactions import Network
+from wallet.client.transactions import Rules
 from wallet.errors import ExitCode, WalletError
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class Gateway:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    async def ask(self, method: str, params: ParamsLike | None = None, *, result: Any) -> Any:
+    async def ask(self, method: str, params: ParamsLike | None = None, *, result: type[T]) -> T:
         """Call a method that may be called twice."""
         return await self.patiently(lambda: self.rpc.call(method, params, result=result))
 
@@ -96,10 +96,9 @@ class Gateway:
 
     async def info(self) -> ChainInfo:
         """The network and its tip."""
-        found: ChainInfo = await self.ask("chain_info", result=ChainInfo)
-        return found
+        return await self.ask("chain_info", result=ChainInfo)
 
-    async def network(self) -> Network:
+    async def network(self) -> Rules:
         """The network's rules, whose genesis hash has been checked. Raises `WalletError` (network-mismatch)."""
         info = await self.info()
         view: ParamsView = await self.ask("chain_params", result=ParamsView)
@@ -108,29 +107,23 @@ class Gateway:
         except ValueError as error:
             fix = "use a node of the same version"
             raise WalletError("network-mismatch", f"the node's rules make no sense: {error}", fix) from error
-        return Network(params, bytes.fromhex(info.genesis_hash))
+        return Rules(params, bytes.fromhex(info.genesis_hash))
 
     async def supply(self) -> Supply:
         """All grains after the tip."""
-        found: Supply = await self.ask("chain_supply", result=Supply)
-        return found
+        return await self.ask("chain_supply", result=Supply)
 
     async def node(self) -> NodeInfo:
         """The node itself."""
-        found: NodeInfo = await self.ask("node_info", result=NodeInfo)
-        return found
+        return await self.ask("node_info", result=NodeInfo)
 
     async def block_header(self, block_id: str) -> HeaderView:
         """A header by its block's id. Raises `RpcError` where the node has none."""
-        found: HeaderView = await self.ask("chain_getHeader", WhichBlock(id=block_id), result=HeaderView)
-        return found
+        return await self.ask("chain_getHeader", WhichBlock(id=block_id), result=HeaderView)
 
     async def header(self, height: int) -> HeaderView | None:
         """The main chain's header at a height; None if it is not there yet."""
-        found: HeaderView | None = await _or_none(
-            self.ask("chain_getHeader", WhichBlock(height=height), result=HeaderView)
-        )
-        return found
+        return await _or_none(self.ask("chain_getHeader", WhichBlock(height=height), result=HeaderView))
 
     @asynccontextmanager
     async def heads(self) -> AsyncIterator[Heads]:
@@ -142,29 +135,24 @@ class Gateway:
 
     async def account(self, address: str) -> AccountView:
         """An account after the tip."""
-        found: AccountView = await self.ask("state_getAccount", OfAccount(address), result=AccountView)
-        return found
+        return await self.ask("state_getAccount", OfAccount(address), result=AccountView)
 
     async def proof(self, address: str) -> ProofView:
         """A proof of an account's record after the tip."""
-        found: ProofView = await self.ask("state_getProof", OfAccount(address), result=ProofView)
-        return found
+        return await self.ask("state_getProof", OfAccount(address), result=ProofView)
 
     async def fees(self) -> Fees:
         """The next block's base fee and a tip."""
-        found: Fees = await self.ask("tx_fees", result=Fees)
-        return found
+        return await self.ask("tx_fees", result=Fees)
 
     async def transaction(self, txid: str) -> TxView | None:
         """A transaction; None if the node knows of none."""
-        found: TxView | None = await _or_none(self.ask("tx_get", OfTransaction(txid), result=TxView))
-        return found
+        return await _or_none(self.ask("tx_get", OfTransaction(txid), result=TxView))
 
     async def history(self, address: str, limit: int, before: int | None = None) -> list[MovementView]:
         """What came to and left an account, newest first; below the height `before`, if given."""
         params = History(address, limit, before)
-        found: list[MovementView] = await self.ask("tx_history", params, result=list[MovementView])
-        return found
+        return await self.ask("tx_history", params, result=list[MovementView])
 
     async def send(self, tx: Transaction, txid: str) -> None:
         """Send a transaction, once or until it is known to have arrived. Raises `RpcError` if it is refused."""
@@ -180,34 +168,28 @@ class Gateway:
     async def job(self, job: str) -> JobView | None:
         """A job; None if no such job was opened. Raises `WalletError` (job-invalid) for what is no id."""
         check_job_id(job)
-        found: JobView | None = await _or_none(self.ask("job_get", OfJob(job), result=JobView))
-        return found
+        return await _or_none(self.ask("job_get", OfJob(job), result=JobView))
 
     async def packets(self, job: str) -> list[PacketView]:
         """A job's packets, in order."""
-        found: list[PacketView] = await self.ask("job_packets", OfJob(job), result=list[PacketView])
-        return found
+        return await self.ask("job_packets", OfJob(job), result=list[PacketView])
 
     async def jobs(self, owner: str | None, limit: int) -> list[JobView]:
         """Jobs of one account or of everybody, newest first."""
-        found: list[JobView] = await self.ask("job_list", JobListing(owner, limit), result=list[JobView])
-        return found
+        return await self.ask("job_list", JobListing(owner, limit), result=list[JobView])
 
     async def explain(self, packet: str, job: str | None = None) -> Explanation:
         """Who held a packet when, and who was paid."""
-        found: Explanation = await self.ask("job_explain", OfPacket(packet, job), result=Explanation)
-        return found
+        return await self.ask("job_explain", OfPacket(packet, job), result=Explanation)
 
     async def worker(self, address: str) -> WorkerView:
         """An account as a worker; not `registered` where it is none."""
-        found: WorkerView = await self.ask("worker_get", OfWorker(address), result=WorkerView)
-        return found
+        return await self.ask("worker_get", OfWorker(address), result=WorkerView)
 
     async def workers(self) -> list[WorkerView]:
         """The workers that packets are dealt to, best first."""
         params = WorkerListing(active_only=True, limit=MAX_WORKERS)
-        found: list[WorkerView] = await self.ask("worker_list", params, result=list[WorkerView])
-        return found
+        return await self.ask("worker_list", params, result=list[WorkerView])
 
     # ------------------------------------------------------------------ tensors
 

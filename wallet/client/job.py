@@ -219,14 +219,14 @@ class Job:
         """What it has cost so far; final once all its jobs have closed."""
         transactions = [*self.ids, *self._other_transactions]
         views = await together(partial(self._gateway.job, job) for job in self.ids)
-        found = await together(partial(self._gateway.transaction, txid) for txid in transactions)
+        confirmed = await together(partial(self._gateway.transaction, txid) for txid in transactions)
         params = self._purse.network.params
         return Cost(
             escrowed=sum(escrow_of(job_fees(params, g.payload), g.payload.threshold) for g in self._groups),
             paid=sum(view.paid for view in views if view is not None),
             burned=sum(view.burned for view in views if view is not None),
             refunded=sum(view.refund or 0 for view in views if view is not None),
-            fees=sum(tx.fee or 0 for tx in found if tx is not None),
+            fees=sum(tx.fee or 0 for tx in confirmed if tx is not None),
         )
 
     async def explain(self) -> list[Explanation]:

@@ -24,7 +24,7 @@ from wallet.accounts.keystore import Account as StoredAccount
 from wallet.accounts.payment import PaymentRequest
 from wallet.client.gateway import Gateway
 from wallet.client.purse import Purse, Sent
-from wallet.client.transactions import Network, max_fee, sign
+from wallet.client.transactions import Rules, max_fee, sign
 from wallet.errors import ExitCode, WalletError
 
 HISTORY_PAGE = 100
@@ -76,7 +76,7 @@ class Received(Struct, frozen=True):
 class Payment:
     """A transfer, ready to be signed."""
 
-    network: Network
+    network: Rules
     body: TxBody
 
     @property
@@ -118,7 +118,7 @@ async def deliver(
 
 
 async def settle(
-    gateway: Gateway, network: Network, sent: Sent, confirmations: int, timeout_seconds: float | None, tell: Told
+    gateway: Gateway, network: Rules, sent: Sent, confirmations: int, timeout_seconds: float | None, tell: Told
 ) -> Settled:
     """Wait until `confirmations` blocks stand on a transaction, its own counted; send it again if the node loses it.
 
@@ -164,10 +164,10 @@ async def watch(
         try:
             async with asyncio.timeout(timeout_seconds), gateway.heads() as heads:
                 while True:
-                    found = await _find_payment(gateway, request, address, start)
-                    if found is not None and found.confirmations >= max(confirmations, 1):
-                        return found
-                    news = f"{found.confirmations} of {confirmations} confirmations" if found else "no payment yet"
+                    payment = await _find_payment(gateway, request, address, start)
+                    if payment is not None and payment.confirmations >= max(confirmations, 1):
+                        return payment
+                    news = f"{payment.confirmations} of {confirmations} confirmations" if payment else "no payment yet"
                     if news != seen:
                         tell(news)
                         seen = news
@@ -231,7 +231,7 @@ async def _find_payment(gateway: Gateway, request: PaymentRequest, address: str,
         before = page[-1].height
 
 
-async def _proved_account(gateway: Gateway, network: Network, address: str, tell: Told) -> tuple[Account, int, Header]:
+async def _proved_account(gateway: Gateway, network: Rules, address: str, tell: Told) -> tuple[Account, int, Header]:
     """An account's record after some block, with the header above it, which proves the record and was worked for."""
     proof = await gateway.proof(address)
     header = await _header_above(gateway, network, proof.height, tell)
@@ -248,7 +248,7 @@ async def _proved_account(gateway: Gateway, network: Network, address: str, tell
     return record, proof.height, header
 
 
-async def _header_above(gateway: Gateway, network: Network, height: int, tell: Told) -> Header:
+async def _header_above(gateway: Gateway, network: Rules, height: int, tell: Told) -> Header:
     """The header at `height` + 1, once it is there: it must name that height, and its ticket must win its target."""
     deadline = time.monotonic() + _patience_seconds(network, 1)
     async with gateway.heads() as heads:
@@ -279,7 +279,7 @@ def _require_success(view: TxView) -> None:
         raise WalletError("payment-failed", message, "correct what it says and pay again; only its fee is spent")
 
 
-def _patience_seconds(network: Network, confirmations: int) -> float:
+def _patience_seconds(network: Rules, confirmations: int) -> float:
     return max(_LEAST_WAIT_SECONDS, (_WAIT_BLOCKS + 2 * confirmations) * network.params.spacing_ms / 1000)
 
 

@@ -16,7 +16,7 @@ from consensus.transaction import Payload, Transaction, TxBody
 from wallet.accounts.keys import SigningKey
 from wallet.client.gateway import Gateway
 from wallet.client.rpc import NetworkError, RpcError
-from wallet.client.transactions import Network, build, check_balance, choose_fees, max_fee, sign
+from wallet.client.transactions import Rules, build, check_balance, choose_fees, max_fee, sign
 from wallet.errors import ExitCode, WalletError
 
 _POOL_PAUSE_SECONDS = 2.0
@@ -34,9 +34,7 @@ class Sent:
 class Purse:
     """The account of `public_key` on `network`. `max_fee_grains` bounds the fees of each transaction; None: 1 TILE."""
 
-    def __init__(
-        self, gateway: Gateway, network: Network, public_key: bytes, max_fee_grains: int | None = None
-    ) -> None:
+    def __init__(self, gateway: Gateway, network: Rules, public_key: bytes, max_fee_grains: int | None = None) -> None:
         self.gateway = gateway
         self.network = network
         self.public_key = public_key

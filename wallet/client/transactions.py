@@ -30,7 +30,7 @@ for the tip."""
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class Rules:
     """One network's rules, and its genesis hash, which every signature is bound to."""
 
     params: ChainParams
@@ -95,7 +95,7 @@ def build(params: ChainParams, public_key: bytes, nonce: int, payload: Payload, 
     return replace(body, gas_limit=intrinsic_gas(params, body))
 
 
-def sign(network: Network, key: SigningKey, body: TxBody) -> Transaction:
+def sign(network: Rules, key: SigningKey, body: TxBody) -> Transaction:
     """The signed transaction. Valid on this network only."""
     assert body.sender == key.public_key
     return Transaction(body, key.sign(body.signing_hash(network.genesis_hash)))

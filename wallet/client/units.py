@@ -25,7 +25,7 @@ from consensus.tensor import Tensor
 from consensus.work.unit import Int8
 from wallet.client.gateway import Gateway
 from wallet.client.rpc import NetworkError, RpcError
-from wallet.client.transactions import Network
+from wallet.client.transactions import Rules
 from wallet.errors import ExitCode, WalletError
 from worker.compute import LowPriorityCompute
 from worker.key import WorkerKey
@@ -58,7 +58,7 @@ class RemoteUnits:
         tip_height: of the node's chain, as far as its owner has heard.
     """
 
-    def __init__(self, gateway: Gateway, network: Network, key: WorkerKey, tell: Callable[[str], None]) -> None:
+    def __init__(self, gateway: Gateway, network: Rules, key: WorkerKey, tell: Callable[[str], None]) -> None:
         self.tip_height = 0
         self._gateway = gateway
         self._network = network

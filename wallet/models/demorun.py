@@ -188,9 +188,9 @@ def worker_pay(fee: int) -> int:
 async def _blocks_won(client: Client, jobs: list[Job]) -> tuple[int, ...]:
     """Heights of main-chain blocks whose unit is one of the jobs' packets, by their headers."""
     own = {
-        packet_id_of(bytes.fromhex(identity), index)
+        packet_id_of(bytes.fromhex(job_id), index)
         for job in jobs
-        for identity in job.ids
+        for job_id in job.ids
         for index in range(len(job.slices.packets))
     }
     claimed = sorted({height for job in jobs for height in job.snapshot().blocks_won})

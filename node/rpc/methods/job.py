@@ -42,8 +42,8 @@ async def job_list(node: Context, params: JobListing) -> list[JobView]:
     owner = None if params.owner is None else node.address(params.owner)
 
     def listing() -> list[JobView]:
-        found = _recent(node.chain, params.limit) if owner is None else _owned(node.chain, owner, params.limit)
-        records = (gather(node.chain, job, None) for job in found)
+        ids = _recent(node.chain, params.limit) if owner is None else _owned(node.chain, owner, params.limit)
+        records = (gather(node.chain, job, None) for job in ids)
         return [job_view(record, node.text) for record in records if record is not None]
 
     return await node.compute.run(listing)
@@ -52,33 +52,33 @@ async def job_list(node: Context, params: JobListing) -> list[JobView]:
 @TABLE.method("job_explain", errors=[NOT_FOUND])
 async def job_explain(node: Context, params: OfPacket) -> Explanation:
     """Who held a packet when, and in one sentence who was paid how much for it, or why nobody was."""
-    identity = bytes.fromhex(params.packet)
+    packet_id = bytes.fromhex(params.packet)
 
     def explain() -> Explanation:
-        job = params.job or _job_of(node.chain, identity)
+        job = params.job or _job_of(node.chain, packet_id)
         record = None if job is None else gather(node.chain, bytes.fromhex(job), None)
-        if record is None or identity not in record.packet_ids:
+        if record is None or packet_id not in record.packet_ids:
             fix = "Take the id from `job_packets`; for one that was never dealt, name its `job` too."
             raise RpcError(NOT_FOUND, f"There is no packet {params.packet}", fix=fix)
-        return explanation(record, identity, node.text)
+        return explanation(record, packet_id, node.text)
 
     return await node.compute.run(explain)
 
 
 def _record(node: Context, job: str) -> JobRecord:
-    identity = bytes.fromhex(job)
-    record = gather(node.chain, identity, node.door.pool.get(identity))
+    job_id = bytes.fromhex(job)
+    record = gather(node.chain, job_id, node.door.pool.get(job_id))
     if record is None:
         fix = "See with `tx_get` whether its transaction was accepted and took effect."
         raise RpcError(NOT_FOUND, f"There is no job {job}", fix=fix)
     return record
 
 
-def _job_of(chain: Chain, identity: bytes) -> str | None:
-    packet = chain.read(lambda state: PACKETS.get(state, identity))
+def _job_of(chain: Chain, packet_id: bytes) -> str | None:
+    packet = chain.read(lambda state: PACKETS.get(state, packet_id))
     if packet is not None:
         return packet.job.hex()
-    history = chain.archive.packet_events(identity)
+    history = chain.archive.packet_events(packet_id)
     return history[0][1].job.hex() if history else None
 
 
@@ -90,14 +90,14 @@ def _owned(chain: Chain, owner: bytes, limit: int) -> list[bytes]:
 
 def _recent(chain: Chain, limit: int) -> list[bytes]:
     """Everybody's jobs, newest first."""
-    found: dict[bytes, None] = {}
+    ids: dict[bytes, None] = {}
     tip = chain.tip.height
     for height in range(tip, max(tip - _SCANNED_BLOCKS, 0), -1):
         outcome = chain.archive.outcome(chain.archive.id_at(height) or bytes(32))
         opened = [] if outcome is None else [e.job for e in outcome.events if isinstance(e, events.Opened)]
-        found.update(dict.fromkeys(reversed(opened)))
-        if len(found) >= limit:
+        ids.update(dict.fromkeys(reversed(opened)))
+        if len(ids) >= limit:
             break
     older = chain.read(lambda state: [(group.sequence, job) for job, group in GROUPS.scan(state)])
-    found.update(dict.fromkeys(job for _, job in sorted(older, reverse=True)))
-    return list(islice(found, limit))
+    ids.update(dict.fromkeys(job for _, job in sorted(older, reverse=True)))
+    return list(islice(ids, limit))

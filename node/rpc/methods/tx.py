@@ -78,26 +78,26 @@ async def tx_history(node: Context, params: History) -> list[MovementView]:
 
 def _find(node: Context, txid: bytes) -> TxView | None:
     chain = node.chain
-    found = chain.archive.transaction(txid)
-    if found is None:
+    confirmed = chain.archive.transaction(txid)
+    if confirmed is None:
         tx = node.door.pool.get(txid)
         if tx is not None:
             return tx_view(tx, txid, node.prefix, None)
-        found = chain.archive.transaction(txid)  # it may have left the pool for a block between the two looks
-    if found is None:
+        confirmed = chain.archive.transaction(txid)  # it may have left the pool for a block between the two looks
+    if confirmed is None:
         return None
-    location, tx, receipt = found
+    location, tx, receipt = confirmed
     count = max(1, chain.tip.height - location.height + 1)
     return tx_view(tx, txid, node.prefix, Placed(location.block, location.height, count, receipt))
 
 
 def _movements(chain: Chain, address: bytes, limit: int, before: int | None) -> list[MovementView]:
-    found = chain.archive.movements(address, limit + 1, before)
-    if len(found) > limit:
-        whole = [movement for movement in found if movement.height > found[-1].height]
-        found = whole or found[:limit]
+    movements = chain.archive.movements(address, limit + 1, before)
+    if len(movements) > limit:
+        whole = [movement for movement in movements if movement.height > movements[-1].height]
+        movements = whole or movements[:limit]
     views = []
-    for movement in found:
+    for movement in movements:
         entry = chain.entry(chain.archive.id_at(movement.height) or b"")
         time_ms = 0 if entry is None else entry.core.time_ms
         views.append(MovementView(movement.height, movement.kind, movement.amount, movement.reference.hex(), time_ms))

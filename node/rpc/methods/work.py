@@ -72,7 +72,7 @@ async def work_result(node: Context, params: SignedResult) -> ResultAccepted:
     result = decode_hex(Result, params.result, MAX_RESULT_BYTES, "Result")
     with refusals():
         try:
-            identity = await node.door.result(result)
+            result_id = await node.door.result(result)
         except NotYet:
             return ResultAccepted(result.id(node.chain.genesis_hash).hex(), waiting=True)
-    return ResultAccepted(identity.hex())
+    return ResultAccepted(result_id.hex())

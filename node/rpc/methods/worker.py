@@ -28,14 +28,14 @@ async def worker_list(node: Context, params: WorkerListing) -> list[WorkerView]:
     rules = node.chain.params
 
     def everybody(reader: StateReader, tip: HeaderEntry) -> tuple[list[tuple[bytes, Worker]], int]:
-        found = list(WORKERS.scan(reader))
+        best = list(WORKERS.scan(reader))
         if params.active_only:
-            found = [(address, worker) for address, worker in found if workers.is_active(rules, worker, tip.height)]
-        found.sort(key=lambda pair: (-pair[1].score, -pair[1].bond, pair[0]))
-        return found[: params.limit], tip.height
+            best = [(address, worker) for address, worker in best if workers.is_active(rules, worker, tip.height)]
+        best.sort(key=lambda pair: (-pair[1].score, -pair[1].bond, pair[0]))
+        return best[: params.limit], tip.height
 
-    found, height = await node.read(everybody)
-    return [_view(rules, node.text(address), worker, height) for address, worker in found]
+    best, height = await node.read(everybody)
+    return [_view(rules, node.text(address), worker, height) for address, worker in best]
 
 
 def _view(rules: ChainParams, address: str, worker: Worker | None, height: int) -> WorkerView:

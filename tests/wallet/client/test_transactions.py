@@ -19,7 +19,7 @@ from wallet.accounts.keys import SigningKey
 from wallet.client.transactions import (
     DEFAULT_MAX_FEE_GRAINS,
     FeeTerms,
-    Network,
+    Rules,
     build,
     check_balance,
     choose_fees,
@@ -37,8 +37,8 @@ JOB = SubmitJob(
 )
 
 
-def network(rules: ChainParams = PARAMS) -> Network:
-    return Network(rules, genesis_transition(rules)[0].id)
+def network(rules: ChainParams = PARAMS) -> Rules:
+    return Rules(rules, genesis_transition(rules)[0].id)
 
 
 @pytest.mark.parametrize("payload", [PAYMENT, JOB, CancelJob(bytes(32)), RegisterWorker(bytes(32), 0, 1, 1, TILE)])
@@ -118,7 +118,7 @@ def test_rules_that_contradict_one_another_or_hold_wrong_addresses_are_refused()
 def test_a_genesis_hash_of_another_network_is_refused() -> None:
     mainnet = network(params.mainnet())
     with pytest.raises(WalletError, match="do not lead to the genesis hash"):
-        Network(PARAMS, mainnet.genesis_hash)
+        Rules(PARAMS, mainnet.genesis_hash)
     disguised = replace(PARAMS, address_prefix="tile")
     with pytest.raises(WalletError, match="like mainnet's"):
         network(disguised)
