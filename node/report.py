@@ -6,13 +6,13 @@ import time
 
 from api.node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from consensus.address import encode_address
-from node.chain.chain import Chain
 from node.failure import Failure
 from node.metrics import Reading
 from node.mining.miner import Miner
 from node.p2p.network import Network
 from node.p2p.transport import Endpoint
 from node.pool.intake import Intake
+from node.rpc.context import ReadChain
 from node.rpc.methods.chain import is_syncing
 from node.rpc.server import Readiness
 from node.start import software_version
@@ -29,7 +29,7 @@ class Report:
 
     def __init__(
         self,
-        chain: Chain,
+        chain: ReadChain,
         intake: Intake,
         network: Network,
         miner: Miner | None,

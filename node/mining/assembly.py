@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from consensus import state, transition
 from consensus.block import Body
 from consensus.codec import encode
 from consensus.errors import ConsensusError, MissingTensor
 from consensus.params import MAX_BODY_BYTES, MAX_TENSOR_BYTES
-from consensus.proofs.products import check_operands
+from consensus.proofs.products import Products, check_operands
 from consensus.rules import payloads
 from consensus.rules.execution import Execution
 from consensus.state import StateReader
-from node.chain.chain import Chain
 from node.chain.headers import HeaderEntry
-from node.pool.mempool import Mempool
+from node.pool.mempool import Mempool, TipView
 from node.pool.results import ResultPool
 
 MAX_TRIED = 16_384
@@ -46,13 +46,22 @@ class Assembly:
     tensor_bytes: int
 
 
+class MinedChain(TipView, Protocol):
+    """What is needed of the chain to build on it."""
+
+    @property
+    def genesis_hash(self) -> bytes: ...
+    @property
+    def products(self) -> Products: ...
+
+
 class PinnedState:
     """The state after one tip, read in many short reads; `TipMoved` once the chain has gone on.
 
     The tip never returns to a block that it has left, so reads that all saw the same tip saw the same state.
     """
 
-    def __init__(self, chain: Chain, tip: HeaderEntry) -> None:
+    def __init__(self, chain: MinedChain, tip: HeaderEntry) -> None:
         self._chain = chain
         self._tip = tip
 
@@ -68,7 +77,7 @@ class PinnedState:
         return reader
 
 
-def assemble(chain: Chain, pool: Mempool, results: ResultPool, reserve_bytes: int) -> Assembly:
+def assemble(chain: MinedChain, pool: Mempool, results: ResultPool, reserve_bytes: int) -> Assembly:
     """A body on the present tip that leaves room for a unit's product of `reserve_bytes`.
 
     Reads and executes: up to some 0.1 s for a full block, so not for the event loop.

@@ -20,9 +20,8 @@ from consensus.shape import Shape
 from consensus.state import GROUPS, PACKETS, WORKERS, Packet, PacketStatus, StateReader
 from consensus.validation import expected_target
 from consensus.work.unit import UInt32
-from node.chain.chain import Chain
 from node.chain.headers import HeaderEntry
-from node.mining.assembly import Assembly, TipMoved, assemble
+from node.mining.assembly import Assembly, MinedChain, TipMoved, assemble
 from node.pool.mempool import Mempool
 from node.pool.results import ResultPool
 
@@ -69,7 +68,7 @@ class Producer:
     """Makes candidates from the pools."""
 
     def __init__(
-        self, chain: Chain, pool: Mempool, results: ResultPool, clock: Callable[[], int], rng: random.Random
+        self, chain: MinedChain, pool: Mempool, results: ResultPool, clock: Callable[[], int], rng: random.Random
     ) -> None:
         """`clock` gives Unix time in milliseconds; `rng` draws header nonces, which need be distinct, not secret."""
         self._chain = chain
@@ -153,7 +152,7 @@ class Producer:
                 return chosen
 
 
-def _held(chain: Chain, state: StateReader, address: bytes) -> list[Held]:
+def _held(chain: MinedChain, state: StateReader, address: bytes) -> list[Held]:
     worker = WORKERS.get(state, address)
     packets = []
     for slot in worker.slots if worker is not None else ():

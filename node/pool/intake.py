@@ -20,11 +20,13 @@ from consensus.state import PACKETS, WORKERS, Packet, PacketStatus
 from consensus.tensor import Tensor
 from consensus.transaction import Result, Transaction
 from consensus.validation import Strips
-from node.chain.chain import Chain, Import
+from node.chain.chain import Import
 from node.chain.headers import HeaderEntry
 from node.chain.snapshot import Staging
+from node.chain.tensors import TensorStore
+from node.chain.verified import VerifiedProducts, VerifiedSignatures
 from node.compute import Compute
-from node.pool.mempool import EXPIRY_BLOCKS, Mempool, PoolError, PoolReason
+from node.pool.mempool import EXPIRY_BLOCKS, Mempool, PoolError, PoolReason, TipView
 from node.pool.results import ResultPool, WaitingRoom
 
 T = TypeVar("T")
@@ -51,6 +53,22 @@ class Observer(Protocol):
     def new_result(self, result: Result, result_id: bytes) -> None: ...
 
 
+class IntakeChain(TipView, Protocol):
+    """What the door needs of the chain."""
+
+    @property
+    def genesis_hash(self) -> bytes: ...
+    @property
+    def tensors(self) -> TensorStore: ...
+    @property
+    def products(self) -> VerifiedProducts: ...
+    @property
+    def signatures(self) -> VerifiedSignatures: ...
+    def add_block(self, block: Block, strips: Strips | None = None) -> Import: ...
+    def adopt(self, above: HeaderEntry, staged: Staging) -> Import: ...
+    def keep_tensor(self, commitment: bytes, blocks: int) -> None: ...
+
+
 class Intake:
     """See the module.
 
@@ -61,7 +79,7 @@ class Intake:
 
     def __init__(
         self,
-        chain: Chain,
+        chain: IntakeChain,
         pool: Mempool,
         results: ResultPool,
         compute: Compute,

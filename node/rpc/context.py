@@ -10,13 +10,17 @@ from typing import Protocol, TypeVar
 from api.errors import INVALID_PARAMS, REJECTED, UNAVAILABLE
 from api.node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from consensus.address import AddressError, decode_address, encode_address
+from consensus.block import Block
 from consensus.codec import decode
 from consensus.errors import ConsensusError, MissingTensor, Reason
+from consensus.params import ChainParams
 from consensus.state import StateReader
 from consensus.tensor import Tensor
 from consensus.transaction import Result, Transaction
-from node.chain.chain import Chain, Import
+from node.chain.archive import Archive
+from node.chain.chain import Import
 from node.chain.headers import HeaderEntry
+from node.chain.tensors import TensorStore
 from node.compute import Compute
 from node.mining.desk import DeskError, WorkUnit
 from node.pool.mempool import Mempool, PoolError
@@ -24,6 +28,28 @@ from node.pool.results import ResultPool
 from node.rpc.jsonrpc import RpcError
 
 T = TypeVar("T")
+
+
+class ReadChain(Protocol):
+    """The chain as it is read: nothing here moves it."""
+
+    @property
+    def params(self) -> ChainParams: ...
+    @property
+    def genesis_hash(self) -> bytes: ...
+    @property
+    def tensors(self) -> TensorStore: ...
+    @property
+    def archive(self) -> Archive: ...
+    @property
+    def tip(self) -> HeaderEntry: ...
+    @property
+    def base(self) -> HeaderEntry: ...
+    @property
+    def best_header(self) -> HeaderEntry: ...
+    def entry(self, block_id: bytes) -> HeaderEntry | None: ...
+    def block(self, block_id: bytes) -> Block | None: ...
+    def read(self, function: Callable[[StateReader], T]) -> T: ...
 
 
 class Door(Protocol):
@@ -60,7 +86,7 @@ class Host(Protocol):
 class Context:
     """The methods' first argument. `compute` runs what touches the store or computes: never on the event loop."""
 
-    chain: Chain
+    chain: ReadChain
     door: Door
     desk: Desk
     host: Host

@@ -17,7 +17,7 @@ from consensus.params import ChainParams
 from consensus.rules import jobs
 from consensus.state import GROUPS, PACKETS, Group, Packet, PacketStatus, StateReader
 from consensus.transaction import SubmitJob, Transaction, packet_id_of
-from node.chain.chain import Chain
+from node.rpc.context import ReadChain
 
 E = TypeVar("E", bound=Event)
 
@@ -59,7 +59,7 @@ class JobRecord:
         return [(height, event) for height, event in self.events if getattr(event, "packet_id", packet_id) == packet_id]
 
 
-def gather(chain: Chain, job: bytes, pending: Transaction | None) -> JobRecord | None:
+def gather(chain: ReadChain, job: bytes, pending: Transaction | None) -> JobRecord | None:
     """The record of a job; None if no such job was opened. `pending` is its transaction, if it is in the mempool."""
     confirmed = chain.archive.transaction(job)
     if confirmed is None:

@@ -8,8 +8,8 @@ from api.topics import JobEvent, PendingResult, PendingTx, Reorg
 from consensus.address import encode_address
 from consensus.events import Event
 from consensus.transaction import Result, Transaction
-from node.chain.chain import Chain, Import
-from node.rpc.context import Context
+from node.chain.chain import Import
+from node.rpc.context import Context, ReadChain
 from node.rpc.registry import Table
 from node.rpc.story import name_of, tell
 from node.rpc.subscriptions import Hub
@@ -31,7 +31,7 @@ REORGS = TABLE.topic(topics.REORGS, Reorg, "Each reorganisation, before the new 
 class Publisher:
     """An observer of the intake that publishes to a hub."""
 
-    def __init__(self, hub: Hub, chain: Chain) -> None:
+    def __init__(self, hub: Hub, chain: ReadChain) -> None:
         self._hub = hub
         self._chain = chain
         self._prefix = chain.params.address_prefix

@@ -9,9 +9,8 @@ from api.rules import ParamsView
 from consensus import state
 from consensus.codec import encode
 from consensus.state import StateReader
-from node.chain.chain import Chain
 from node.chain.headers import HeaderEntry
-from node.rpc.context import Context
+from node.rpc.context import Context, ReadChain
 from node.rpc.jsonrpc import RpcError
 from node.rpc.registry import Table
 from node.rpc.views import Placed, header_view, result_view, tx_view
@@ -57,12 +56,12 @@ async def chain_supply(node: Context, _params: NoParams) -> Supply:
     return await node.read(supply)
 
 
-def is_syncing(chain: Chain) -> bool:
+def is_syncing(chain: ReadChain) -> bool:
     """Whether the tip lags behind the headers by more than a block on its way."""
     return chain.best_header.height - chain.tip.height >= _SYNCING_BEHIND
 
 
-def find(chain: Chain, which: WhichBlock) -> HeaderEntry:
+def find(chain: ReadChain, which: WhichBlock) -> HeaderEntry:
     """The entry that is meant, or NOT_FOUND."""
     if which.id is not None and which.height is not None:
         raise RpcError(INVALID_PARAMS, "Invalid params: both id and height", fix="Give one of them.")
@@ -81,13 +80,13 @@ def find(chain: Chain, which: WhichBlock) -> HeaderEntry:
     return entry
 
 
-def confirmations(chain: Chain, entry: HeaderEntry) -> int:
+def confirmations(chain: ReadChain, entry: HeaderEntry) -> int:
     """Blocks of the main chain from the entry up to the tip, both counted; 0 off the main chain."""
     height = chain.tip.height
     return height - entry.height + 1 if entry.height <= height and chain.archive.id_at(entry.height) == entry.id else 0
 
 
-def header_of(chain: Chain, entry: HeaderEntry) -> HeaderView:
+def header_of(chain: ReadChain, entry: HeaderEntry) -> HeaderView:
     """The view of an entry."""
     count = confirmations(chain, entry)
     child = chain.entry(chain.archive.id_at(entry.height + 1) or b"") if count > 1 else None
@@ -95,7 +94,7 @@ def header_of(chain: Chain, entry: HeaderEntry) -> HeaderView:
     return header_view(named or entry.header, chain.params.address_prefix, entry.total_work, count, count > 0)
 
 
-def _info(chain: Chain) -> ChainInfo:
+def _info(chain: ReadChain) -> ChainInfo:
     params, tip = chain.params, chain.tip
     root = chain.read(state.root_of) if (outcome := chain.archive.outcome(tip.id)) is None else outcome.state_root
     return ChainInfo(
@@ -125,7 +124,7 @@ def _info(chain: Chain) -> ChainInfo:
     )
 
 
-def _block(chain: Chain, entry: HeaderEntry) -> BlockView:
+def _block(chain: ReadChain, entry: HeaderEntry) -> BlockView:
     block, prefix = chain.block(entry.id), chain.params.address_prefix
     if block is None and 0 < entry.height <= chain.base.height:
         message = f"Block {entry.height} is pruned: this node joined from a snapshot at height {chain.base.height}"

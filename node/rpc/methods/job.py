@@ -9,8 +9,7 @@ from api.params import JobListing, OfJob, OfPacket
 from api.work import Explanation, JobView, PacketView
 from consensus import events
 from consensus.state import GROUPS, PACKETS
-from node.chain.chain import Chain
-from node.rpc.context import Context
+from node.rpc.context import Context, ReadChain
 from node.rpc.jsonrpc import RpcError
 from node.rpc.registry import Table
 from node.rpc.story import JobRecord, explanation, gather, job_view, packet_views
@@ -74,7 +73,7 @@ def _record(node: Context, job: str) -> JobRecord:
     return record
 
 
-def _job_of(chain: Chain, packet_id: bytes) -> str | None:
+def _job_of(chain: ReadChain, packet_id: bytes) -> str | None:
     packet = chain.read(lambda state: PACKETS.get(state, packet_id))
     if packet is not None:
         return packet.job.hex()
@@ -82,13 +81,13 @@ def _job_of(chain: Chain, packet_id: bytes) -> str | None:
     return history[0][1].job.hex() if history else None
 
 
-def _owned(chain: Chain, owner: bytes, limit: int) -> list[bytes]:
+def _owned(chain: ReadChain, owner: bytes, limit: int) -> list[bytes]:
     """The jobs of an account, newest first: each moved its escrow when it was opened."""
     movements = chain.archive.movements(owner, _SCANNED_MOVEMENTS)
     return list(islice((m.reference for m in movements if m.kind == "escrow"), limit))
 
 
-def _recent(chain: Chain, limit: int) -> list[bytes]:
+def _recent(chain: ReadChain, limit: int) -> list[bytes]:
     """Everybody's jobs, newest first."""
     ids: dict[bytes, None] = {}
     tip = chain.tip.height

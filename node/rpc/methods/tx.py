@@ -10,8 +10,7 @@ from api.params import History, NoParams, OfTransaction, SignedTransaction
 from consensus import state
 from consensus.params import MAX_TX_BYTES
 from consensus.transaction import Transaction
-from node.chain.chain import Chain
-from node.rpc.context import Context, decode_hex, refusals
+from node.rpc.context import Context, ReadChain, decode_hex, refusals
 from node.rpc.jsonrpc import RpcError
 from node.rpc.registry import Table
 from node.rpc.views import Placed, tx_view
@@ -91,7 +90,7 @@ def _find(node: Context, txid: bytes) -> TxView | None:
     return tx_view(tx, txid, node.prefix, Placed(location.block, location.height, count, receipt))
 
 
-def _movements(chain: Chain, address: bytes, limit: int, before: int | None) -> list[MovementView]:
+def _movements(chain: ReadChain, address: bytes, limit: int, before: int | None) -> list[MovementView]:
     movements = chain.archive.movements(address, limit + 1, before)
     if len(movements) > limit:
         whole = [movement for movement in movements if movement.height > movements[-1].height]
