@@ -164,7 +164,7 @@ class AccountView(Struct, frozen=True):
 
 
 class ProofView(Struct, frozen=True):
-    """That an account has, or lacks, a record after the block at `height`.
+    """Evidence that an account has, or lacks, a record after the block at `height`.
 
     The header at `height` + 1 carries `state_root`. `key` is the state key, `value` the canonical record (null if
     absent), `proof` the canonical `consensus.proofs.trie.Proof`.

@@ -22,7 +22,10 @@ class NodeInfo(Struct, frozen=True):
 
 
 class PeerView(Struct, frozen=True):
-    """A connected peer. `latency_ms` is null before the first answer; `score` counts its misbehaviour, 100 is out."""
+    """A connected peer. `latency_ms` is null before the first answer.
+
+    `score` counts its misbehaviour; at 100 it is disconnected.
+    """
 
     id: Hash
     address: str

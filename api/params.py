@@ -63,7 +63,7 @@ class History(Params, frozen=True):
     """A page of an account's movements."""
 
     address: Annotated[AddressText, Meta(description="Address of the account.")]
-    limit: Annotated[int, Meta(ge=1, le=MAX_MOVEMENTS, description="Most movements to give.")] = 50
+    limit: Annotated[int, Meta(ge=1, le=MAX_MOVEMENTS, description="At most this many movements.")] = 50
     before: Annotated[int, Meta(ge=0, description="Only below this height: the last of the previous page.")] | None = (
         None
     )
@@ -82,7 +82,7 @@ class JobListing(Params, frozen=True):
     """Which jobs."""
 
     owner: Annotated[AddressText, Meta(description="Only the jobs of this account.")] | None = None
-    limit: Annotated[int, Meta(ge=1, le=MAX_JOBS, description="Most jobs to give.")] = 50
+    limit: Annotated[int, Meta(ge=1, le=MAX_JOBS, description="At most this many jobs.")] = 50
 
 
 class OfPacket(Params, frozen=True):
@@ -107,7 +107,7 @@ class WorkerListing(Params, frozen=True):
     """Which workers."""
 
     active_only: Annotated[bool, Meta(description="Only those that packets are dealt to.")] = False
-    limit: Annotated[int, Meta(ge=1, le=MAX_WORKERS, description="Most workers to give.")] = 100
+    limit: Annotated[int, Meta(ge=1, le=MAX_WORKERS, description="At most this many workers.")] = 100
 
 
 # --- work_* ----------------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class Intake:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def transaction(self, tx: Transaction) -> bytes:
-        """Verify a transaction and keep it until a block takes it; returns its txid. A pending one is welcome again.
+        """Verify a transaction and keep it until a block takes it; returns its txid. A pending one may come again.
 
         Raises:
             ConsensusError: no block could ever hold it.

@@ -362,7 +362,7 @@ def _topic_row(topic: TopicEntry) -> tuple[str, str, str]:
 def _type_section(name: str, schema: dict[str, Any]) -> str:
     parts = [f"### {name}"]
     if schema.get("description"):
-        parts.append(schema["description"])
+        parts.append(inspect.cleandoc(schema["description"]))
     properties: dict[str, dict[str, Any]] | None = schema.get("properties")
     if properties:
         rows = [(f"`{field}`", _type_text(s), s.get("description", "")) for field, s in properties.items()]

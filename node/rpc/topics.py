@@ -23,7 +23,7 @@ NEW_HEADS = TABLE.topic(
     "Each block that joins the main chain, in order; after a reorganisation the new branch's.",
 )
 PENDING_TRANSACTIONS = TABLE.topic(topics.PENDING_TRANSACTIONS, PendingTx, "Each transaction that enters the mempool.")
-JOBS = TABLE.topic(topics.JOBS, JobEvent, "What happens to jobs and packets, as main-chain blocks say it.")
+JOBS = TABLE.topic(topics.JOBS, JobEvent, "What happens to jobs and packets, as told by blocks of the main chain.")
 RESULTS = TABLE.topic(topics.RESULTS, PendingResult, "Each verified Result that enters the pool.")
 REORGS = TABLE.topic(topics.REORGS, Reorg, "Each reorganisation, before the new branch's heads.")
 

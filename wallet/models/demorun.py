@@ -124,11 +124,15 @@ async def run(client: Client, demo: Demo, packets: int, price: int | None, tell:
     )
 
 
+def _packets(count: int) -> str:
+    return f"{count} packet{'' if count == 1 else 's'}"
+
+
 def told(report: Report) -> str:
     """The report in words."""
     packets = sum(layer.packets for layer in report.layers)
     lines = [
-        f"{report.images} handwritten digits, classified through {packets} packets in {report.seconds:.1f} s",
+        f"{report.images} handwritten digits, classified through {_packets(packets)} in {report.seconds:.1f} s",
         "",
         f"  accuracy     {report.correct / report.images:.2%} in 7-bit integers on the chain, "
         f"{report.float_correct / report.images:.2%} in float32",
@@ -136,12 +140,12 @@ def told(report: Report) -> str:
     ]
     for number, layer in enumerate(report.layers, start=1):
         lines.append(
-            f"  layer {number}      {layer.rows}×{layer.inner} · {layer.inner}×{layer.cols}: {layer.packets} packets, "
+            f"  layer {number}      {layer.rows}×{layer.inner} · {layer.inner}×{layer.cols}: {_packets(layer.packets)}, "
             f"{layer.macs / 1e9:.2f} GMAC, {layer.seconds:.1f} s; "
             f"checks {layer.verify_ms:.2f} ms a packet, {layer.verify_whole_ms:.2f} ms the whole"
         )
     lines += [
-        f"  worker       {worker.address}: {worker.packets} packets, {format_tile(worker.pay_grains)} TILE"
+        f"  worker       {worker.address}: {_packets(worker.packets)}, {format_tile(worker.pay_grains)} TILE"
         for worker in report.workers
     ]
     lines += [

@@ -26,7 +26,7 @@ _QUIET_TIP = 1
 async def tx_send(node: Context, params: SignedTransaction) -> TxSent:
     """Check a signed transaction, keep it until a block takes it, and tell the network.
 
-    The operands of a job must have been uploaded before. A transaction that is pending already is welcome again.
+    The operands of a job must have been uploaded before. Sending one that is already pending is no error.
     """
     tx = decode_hex(Transaction, params.transaction, MAX_TX_BYTES, "transaction")
     with refusals():
@@ -47,7 +47,7 @@ async def tx_get(node: Context, params: OfTransaction) -> TxView:
 
 @TABLE.method("tx_fees")
 async def tx_fees(node: Context, _params: NoParams) -> Fees:
-    """What gas costs now. The base fee changes by at most 1/8 a block: twice of it lasts for five full blocks."""
+    """What gas costs now. The base fee changes by at most 1/8 a block: double lasts for five full blocks."""
     params, pool = node.chain.params, node.door.pool
 
     def fees() -> Fees:
