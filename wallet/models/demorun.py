@@ -140,8 +140,8 @@ def told(report: Report) -> str:
     ]
     for number, layer in enumerate(report.layers, start=1):
         lines.append(
-            f"  layer {number}      {layer.rows}×{layer.inner} · {layer.inner}×{layer.cols}: {_packets(layer.packets)}, "
-            f"{layer.macs / 1e9:.2f} GMAC, {layer.seconds:.1f} s; "
+            f"  layer {number}      {layer.rows}×{layer.inner} · {layer.inner}×{layer.cols}: "
+            f"{_packets(layer.packets)}, {layer.macs / 1e9:.2f} GMAC, {layer.seconds:.1f} s; "
             f"checks {layer.verify_ms:.2f} ms a packet, {layer.verify_whole_ms:.2f} ms the whole"
         )
     lines += [
