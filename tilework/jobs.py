@@ -11,12 +11,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import click
-import msgspec
 from click.core import ParameterSource
-from msgspec import Meta, Struct
 
 from tilework.options import (
     account_option,
@@ -37,11 +35,12 @@ from wallet.errors import ExitCode
 
 if TYPE_CHECKING:
     from api.work import Explanation, JobView
+    from devnet.layout import Record
     from wallet.accounts.keys import SigningKey
     from wallet.client.job import Job, Progress
     from wallet.client.offers import Offer
 
-DEVNET_RECORD = Path(".devnet") / "devnet.json"
+DEVNET = Path(".devnet")
 """Where `tilework devnet up` describes the network that it runs, seen from the directory that it was started in."""
 
 output_option = click.option(
@@ -343,28 +342,13 @@ def demo(
 # ---------------------------------------------------------------------- inside
 
 
-class _Wallet(Struct, frozen=True):
-    directory: str
-    account: str
-    password_file: str
-
-
-class _Node(Struct, frozen=True):
-    rpc: str
-
-
-class _Devnet(Struct, frozen=True):
-    """What is used of devnet.json."""
-
-    wallet: _Wallet
-    nodes: Annotated[tuple[_Node, ...], Meta(min_length=1)]
-
-
-def _local_devnet() -> _Devnet | None:
+def _local_devnet() -> Record | None:
     """The devnet that was started in this directory, if any."""
+    from devnet.layout import DevnetError, Layout  # help needs no chain
+
     try:
-        return msgspec.json.decode(DEVNET_RECORD.read_bytes(), type=_Devnet)
-    except (OSError, msgspec.DecodeError):
+        return Layout(DEVNET).read()
+    except DevnetError:
         return None
 
 

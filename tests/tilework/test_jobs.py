@@ -19,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
+from devnet import layout
 from tests.wallet.network import ALICE, BOB, Running
 from tests.wallet.proxy import lying_node
 from tilework import jobs
-from tilework.jobs import DEVNET_RECORD, demo, job
+from tilework.jobs import DEVNET, demo, job
 from tilework.output import Group
 from wallet.accounts.keystore import KdfParams, Keystore
 from wallet.client.client import Client
@@ -275,13 +277,14 @@ def test_without_options_the_devnet_of_the_directory_is_meant(
     monkeypatch.setattr(demorun, "run", reached)
     keystore = Keystore(elsewhere / "devnet-wallet")
     keystore.create("devnet", BOB, PASSWORD, "devnet", kdf_params=LIGHT)
-    DEVNET_RECORD.parent.mkdir()
-    wallet = {"directory": str(keystore.directory), "account": "devnet", "password_file": str(elsewhere / "password")}
-    record = {"status": "ready", "wallet": wallet, "nodes": [{"rpc": network.url, "index": 0}]}
-    DEVNET_RECORD.write_bytes(msgspec.json.encode(record))
+    DEVNET.mkdir()
+    record = layout.describe(layout.Layout(DEVNET), layout.establish(layout.Layout(DEVNET), None), 1, "devnet")
+    wallet = replace(record.wallet, directory=str(keystore.directory), password_file=str(elsewhere / "password"))
+    nodes = (replace(record.nodes[0], rpc=network.url),)
+    layout.Layout(DEVNET).write(replace(record, status="ready", wallet=wallet, nodes=nodes))
     cli.environment = dict.fromkeys(cli.environment)
     assert cli.run("demo").exit_code == 0
-    DEVNET_RECORD.write_text("{}")
+    layout.Layout(DEVNET).record.write_text("{}")
     assert jobs._local_devnet() is None
 
 
