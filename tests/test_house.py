@@ -15,8 +15,9 @@ PACKAGES = ("consensus", "vm", "api", "worker", "wallet", "node", "devnet", "til
 # Whom a room's modules may import, beside their own room. A module belongs to the longest name that it begins with.
 _CONSENSUS = {"consensus", "consensus.work", "consensus.proofs", "consensus.rules"}
 _BELOW_NODE = _CONSENSUS | {"vm", "api", "worker"}
-_CHAIN = _BELOW_NODE | {"node.compute", "node.config", "node.genesis", "node.log", "node.chain"}
-_POOL = _CHAIN | {"node.pool"}
+_CHAIN = _BELOW_NODE | {"node.config", "node.genesis", "node.log", "node.chain"}
+_COMPUTE = _CHAIN | {"node.compute"}
+_POOL = _COMPUTE | {"node.pool"}
 _RPC = _POOL | {"node.mining", "node.p2p", "node.rpc"}
 _ACCOUNTS = _CONSENSUS | {"api", "worker", "wallet"}
 _CLIENT = _ACCOUNTS | {"wallet.accounts", "wallet.client"}
@@ -34,12 +35,12 @@ MAY_IMPORT = {
     "wallet.accounts": _ACCOUNTS,
     "wallet.client": _CLIENT,
     "wallet.models": _CLIENT,
-    "node.compute": _BELOW_NODE | {"node.chain"},
     "node.config": _CONSENSUS,
     "node.genesis": _CONSENSUS | {"api"},
     "node.log": _CONSENSUS | {"node.config"},
     "node.chain": _CHAIN,
-    "node.pool": _CHAIN,
+    "node.compute": _CHAIN,  # its hook hears of storage errors
+    "node.pool": _COMPUTE,
     "node.mining": _POOL,
     "node.p2p": _POOL,
     "node.rpc": _RPC,  # and its methods, over it

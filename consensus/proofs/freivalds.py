@@ -30,14 +30,13 @@ import numpy as np
 import numpy.typing as npt
 
 from consensus.crypto import stream
+from consensus.shape import MAX_DIMENSION, NOISED_BOUND, OPERAND_BOUND
 from consensus.work.features import has_kernels
 
 CHALLENGE_COLUMNS = 2
 CHALLENGE_LIMIT = 2**29
 """Entries of a challenge lie in [−2²⁹, 2²⁹): 2³⁰ of them."""
 
-_KERNEL_BOUND = 64
-_KERNEL_SIDE = 4096
 _KERNEL_STEP = 16
 _KERNEL_REACH = 2**18 - 8
 _BAND = 64
@@ -45,7 +44,7 @@ _BAND = 64
 Challenge = npt.NDArray[np.int64]
 
 
-def verify(a: Any, b: Any, c: Any, bound: int = 63, challenge: Challenge | None = None) -> bool:
+def verify(a: Any, b: Any, c: Any, bound: int = OPERAND_BOUND, challenge: Challenge | None = None) -> bool:
     """Whether c = a·b: always true of a true product; of a false one with probability ≤ 2⁻⁶⁰.
 
     a: (m, k) int8, b: (k, n) int8, entries in [−bound, bound]; 64 for the noised operands of idle units.
@@ -70,8 +69,8 @@ def verify(a: Any, b: Any, c: Any, bound: int = 63, challenge: Challenge | None 
         raise ValueError(f"challenge: expected ({n}, {CHALLENGE_COLUMNS}) int64")
     elif challenge.min() < -CHALLENGE_LIMIT or challenge.max() >= CHALLENGE_LIMIT:
         raise ValueError("challenge: entries must lie in [−2²⁹, 2²⁹)")
-    sides_fit = max(n, k) <= _KERNEL_SIDE and n % _KERNEL_STEP == 0 == k % _KERNEL_STEP
-    if has_kernels() and sides_fit and bound <= _KERNEL_BOUND and bound * n <= _KERNEL_REACH:
+    sides_fit = max(n, k) <= MAX_DIMENSION and n % _KERNEL_STEP == 0 == k % _KERNEL_STEP
+    if has_kernels() and sides_fit and bound <= NOISED_BOUND and bound * n <= _KERNEL_REACH:
         return _verify_fast(a, b, c, bound, challenge)
     return _verify_plain(a, b, c, bound, challenge)
 

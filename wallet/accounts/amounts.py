@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from consensus.codec import MAX_AMOUNT
 from consensus.params import TILE
 from wallet.errors import ExitCode, WalletError
 
 DECIMALS = 9
-MAX_GRAINS = 2**63 - 1
 
 _AMOUNT = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,9}))?", re.ASCII)
 _FIX = "write digits with at most 9 decimals, for example 12 or 0.25"
@@ -27,8 +27,8 @@ def parse_tile(text: str) -> int:
         raise WalletError("amount-invalid", f"{shown!r} is not an amount of TILE", _FIX, ExitCode.USAGE)
     whole, fraction = match.group(1), match.group(2) or ""
     grains = int(whole) * TILE + int(fraction.ljust(DECIMALS, "0"))
-    if grains > MAX_GRAINS:
-        message = f"{text} TILE is more than can exist ({format_tile(MAX_GRAINS)} TILE)"
+    if grains > MAX_AMOUNT:
+        message = f"{text} TILE is more than can exist ({format_tile(MAX_AMOUNT)} TILE)"
         raise WalletError("amount-invalid", message, "write a smaller amount", ExitCode.USAGE)
     return grains
 

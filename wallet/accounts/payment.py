@@ -14,8 +14,9 @@ from urllib.parse import quote, unquote_to_bytes
 import segno
 
 from consensus.address import AddressError, encode_address, split_address
+from consensus.codec import MAX_AMOUNT
 from consensus.params import MAX_MEMO_BYTES
-from wallet.accounts.amounts import MAX_GRAINS, format_tile, parse_tile
+from wallet.accounts.amounts import format_tile, parse_tile
 from wallet.errors import ExitCode, WalletError
 
 SCHEME = "tilework"
@@ -39,7 +40,7 @@ class PaymentRequest:
     memo: str = ""
 
     def __post_init__(self) -> None:
-        if self.amount_grains is not None and not 0 < self.amount_grains <= MAX_GRAINS:
+        if self.amount_grains is not None and not 0 < self.amount_grains <= MAX_AMOUNT:
             raise _invalid("the amount of a request must be more than 0")
         try:
             size = len(self.memo.encode())

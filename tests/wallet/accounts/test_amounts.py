@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wallet.accounts.amounts import MAX_GRAINS, format_tile, parse_tile
+from consensus.codec import MAX_AMOUNT
+from wallet.accounts.amounts import format_tile, parse_tile
 from wallet.errors import ExitCode, WalletError
 
 
@@ -61,7 +62,7 @@ def test_anything_else_is_refused(text: str) -> None:
     assert len(caught.value.message) < 200
 
 
-@given(st.integers(0, MAX_GRAINS))
+@given(st.integers(0, MAX_AMOUNT))
 def test_every_amount_round_trips(grains: int) -> None:
     assert parse_tile(format_tile(grains)) == grains
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus.address import encode_address
-from wallet.accounts.amounts import MAX_GRAINS
+from consensus.codec import MAX_AMOUNT
 from wallet.accounts.payment import MAX_URI_CHARACTERS, PaymentRequest
 from wallet.errors import WalletError
 
@@ -25,7 +25,7 @@ def test_a_request_reads_like_a_uri() -> None:
 @given(
     st.binary(min_size=20, max_size=20),
     st.sampled_from(["tile", "tdev"]),
-    st.none() | st.integers(1, MAX_GRAINS),
+    st.none() | st.integers(1, MAX_AMOUNT),
     memos,
 )
 def test_every_request_round_trips(address: bytes, prefix: str, amount: int | None, memo: str) -> None:
@@ -34,7 +34,7 @@ def test_every_request_round_trips(address: bytes, prefix: str, amount: int | No
 
 
 def test_the_longest_request_round_trips() -> None:
-    request = PaymentRequest(ADDRESS, "tdev", MAX_GRAINS, "é" * 128)
+    request = PaymentRequest(ADDRESS, "tdev", MAX_AMOUNT, "é" * 128)
     assert len(request.uri) <= MAX_URI_CHARACTERS
     assert PaymentRequest.parse(request.uri) == request
     assert request.qr_code()
