@@ -138,8 +138,8 @@ class Job:
     def assemble(self, products: Mapping[bytes, Int32]) -> Int32:
         """The job's product from those of all its packets."""
         total = np.zeros(self.shape, np.int32)
-        for identity, place in zip(self.packets, self.places, strict=True):
-            total[place] += products[identity]
+        for packet_id, place in zip(self.packets, self.places, strict=True):
+            total[place] += products[packet_id]
         return total
 
 
@@ -228,8 +228,8 @@ class ChainBuilder:
         assert worker is not None, f"{key.name} is no worker"
         return worker
 
-    def packet(self, identity: bytes) -> Packet:
-        packet = state.PACKETS.get(self.state, identity)
+    def packet(self, packet_id: bytes) -> Packet:
+        packet = state.PACKETS.get(self.state, packet_id)
         assert packet is not None, "no such packet"
         return packet
 
@@ -237,14 +237,14 @@ class ChainBuilder:
         """The job's group; None once it has closed."""
         return state.GROUPS.get(self.state, job.id)
 
-    def holder(self, identity: bytes) -> Key | None:
+    def holder(self, packet_id: bytes) -> Key | None:
         """Who holds a packet now."""
-        packet = state.PACKETS.get(self.state, identity)
+        packet = state.PACKETS.get(self.state, packet_id)
         return KEYS[packet.worker] if packet is not None and packet.status == PacketStatus.HELD else None
 
     def held(self, *jobs_: Job) -> list[bytes]:
         """The packets of `jobs_` that somebody holds, in the jobs' order."""
-        return [identity for job in jobs_ for identity in job.packets if self.holder(identity)]
+        return [packet_id for job in jobs_ for packet_id in job.packets if self.holder(packet_id)]
 
     def supply(self) -> tuple[int, int]:
         """(issued − burned, the sum of all that every record holds), counted anew."""
@@ -350,29 +350,29 @@ class ChainBuilder:
 
     # --- results
 
-    def operands(self, identity: bytes) -> tuple[Tensor, Tensor]:
+    def operands(self, packet_id: bytes) -> tuple[Tensor, Tensor]:
         """The operands of a packet."""
-        packet = self.packet(identity)
+        packet = self.packet(packet_id)
         left, right = (self.tensors.tensor(spec.commitment) for spec in (packet.left, packet.right))
         assert left is not None
         assert right is not None
         return left, right
 
-    def product(self, identity: bytes) -> Tensor:
+    def product(self, packet_id: bytes) -> Tensor:
         """The true product of a packet."""
-        left, right = self.operands(identity)
+        left, right = self.operands(packet_id)
         return self.tensors.add(Tensor(exact(left.matrix, right.matrix)))
 
-    def result(self, identity: bytes, worker: Key | None = None, product: bytes | None = None) -> Result:
+    def result(self, packet_id: bytes, worker: Key | None = None, product: bytes | None = None) -> Result:
         """The holder's Result with the true product; `worker` and `product` say otherwise."""
-        author = worker or self.holder(identity)
+        author = worker or self.holder(packet_id)
         assert author is not None, "nobody holds the packet"
-        commitment = self.product(identity).commitment if product is None else product
-        return author.claim(self.genesis_hash, identity, commitment)
+        commitment = self.product(packet_id).commitment if product is None else product
+        return author.claim(self.genesis_hash, packet_id, commitment)
 
     def answers(self, *jobs_: Job) -> list[Result]:
         """The Results of everybody who holds a packet of `jobs_`."""
-        return [self.result(identity) for identity in self.held(*jobs_)]
+        return [self.result(packet_id) for packet_id in self.held(*jobs_)]
 
     # --- blocks
 
@@ -435,10 +435,10 @@ class ChainBuilder:
             header = Header(header.core, replace(header.proof, **proof))
         return Candidate(Block(header, body), strips)
 
-    def packet_unit(self, identity: bytes) -> PacketUnit:
+    def packet_unit(self, packet_id: bytes) -> PacketUnit:
         """The unit of a packet of the tip's state."""
-        p = self.packet(identity)
-        return PacketUnit(identity, p.a_root, p.b_root, p.m, p.k, p.n)
+        p = self.packet(packet_id)
+        return PacketUnit(packet_id, p.a_root, p.b_root, p.m, p.k, p.n)
 
     def seal(self, core: HeaderCore, packet: bytes | None = None) -> tuple[Header, Strips | None]:
         """Search nonces for a winning tile, and keep the unit's product."""

@@ -54,7 +54,7 @@ def test_a_job_in_slices_comes_back_exact_though_one_worker_sleeps() -> None:
     job = chain.job(ALICE, a, b, rows=64, cols=64, inner=128)
     assert len(job.packets) == 8
     chain.mine([job.transaction])
-    products = {identity: chain.product(identity).matrix for identity in job.packets}
+    products = {packet_id: chain.product(packet_id).matrix for packet_id in job.packets}
     misses = 0
     while chain.group(job):
         chain.mine(results=[r for r in chain.answers(job) if r.body.worker != ERIN.address])
@@ -125,13 +125,13 @@ def test_blocks_won_by_packets_carry_a_layer_of_real_work() -> None:
     chain.mine([job.transaction])
     assert len(chain.held(job)) == 3
     products = {}
-    for identity in job.packets:
-        node = chain.mine(packet=identity)
+    for packet_id in job.packets:
+        node = chain.mine(packet=packet_id)
         (answer,) = (event for event in node.transition.events if isinstance(event, Answered))
         assert answer.won
         product = chain.tensors.tensor(answer.product)
         assert product is not None
-        products[identity] = product.matrix
+        products[packet_id] = product.matrix
         chain.mine()
     assert np.array_equal(job.assemble(products), exact(a, b))
     assert chain.group(job) is None

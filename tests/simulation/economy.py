@@ -74,7 +74,7 @@ class Strategy:
         """What the adversary sends in the next block."""
         return []
 
-    def answers_now(self, economy: Economy, identity: bytes, packet: Packet) -> bool:
+    def answers_now(self, economy: Economy, packet_id: bytes, packet: Packet) -> bool:
         """Whether a packet that he holds is answered in the next block."""
         return True
 
@@ -136,7 +136,7 @@ class Economy:
 
     def held(self) -> list[tuple[bytes, Packet]]:
         """All packets that anybody holds."""
-        return [(identity, packet) for identity, packet in _packets(self.chain) if packet.status == PacketStatus.HELD]
+        return [(packet_id, packet) for packet_id, packet in _packets(self.chain) if packet.status == PacketStatus.HELD]
 
     def is_owners(self, packet: Packet) -> bool:
         """Whether the packet belongs to a job of the adversary."""
@@ -160,10 +160,10 @@ class Economy:
         power = setting.share * (strategy.ticket_advantage if unit is not None else 1.0)
         lucky = self._luck.random() < power / (power + 1 - setting.share)
         results = []
-        for identity, packet in self.held():
+        for packet_id, packet in self.held():
             adversarial = packet.worker in self.owned
-            if not adversarial or strategy.answers_now(self, identity, packet):
-                results.append(chain.result(identity, _KEYS[packet.worker]))
+            if not adversarial or strategy.answers_now(self, packet_id, packet):
+                results.append(chain.result(packet_id, _KEYS[packet.worker]))
         self._order.shuffle(results)
         if lucky:
             results = strategy.admitted(self, results)

@@ -32,7 +32,7 @@ class SelfDealing(Strategy):
         price = 1 if self.exclusive else MARKET_PRICE
         return [economy.job(OWNER, 2, 2, price, zero=True).transaction]
 
-    def answers_now(self, economy: Economy, identity: bytes, packet: Packet) -> bool:
+    def answers_now(self, economy: Economy, packet_id: bytes, packet: Packet) -> bool:
         last = packet.dealt_at + economy.chain.params.window
         return not economy.is_owners(packet) or economy.chain.height + 1 == last
 
@@ -54,14 +54,14 @@ class Withholding(Strategy):
         short = [key for key in economy.mine if chain.worker(key).bond < bond]
         return [chain.register(key, bond=bond - chain.worker(key).bond) for key in short]
 
-    def answers_now(self, economy: Economy, identity: bytes, packet: Packet) -> bool:
+    def answers_now(self, economy: Economy, packet_id: bytes, packet: Packet) -> bool:
         return False
 
 
 class Delaying(Strategy):
     """Answer in the last block of the window: no fine, but the slot is taken meanwhile."""
 
-    def answers_now(self, economy: Economy, identity: bytes, packet: Packet) -> bool:
+    def answers_now(self, economy: Economy, packet_id: bytes, packet: Packet) -> bool:
         return economy.chain.height + 1 == packet.dealt_at + economy.chain.params.window
 
 

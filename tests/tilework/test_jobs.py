@@ -123,10 +123,10 @@ def test_people_get_words(cli: Cli) -> None:
     assert "64×64 times 64×64: 1 packets" in result.stderr
     assert "tilework job result" in result.stderr
     assert "64×64, checked; cost" in result.stdout
-    identity = json.loads(cli.run("job", "list", "--json").stdout)["jobs"][0]["job"]
-    assert "status      " in cli.run("job", "status", identity).stdout
-    assert "was paid" in cli.run("job", "explain", identity).stdout
-    assert identity in cli.run("job", "list").stdout
+    job_id = json.loads(cli.run("job", "list", "--json").stdout)["jobs"][0]["job"]
+    assert "status      " in cli.run("job", "status", job_id).stdout
+    assert "was paid" in cli.run("job", "explain", job_id).stdout
+    assert job_id in cli.run("job", "list").stdout
 
 
 def test_a_product_can_be_fetched_later(cli: Cli) -> None:
@@ -143,14 +143,14 @@ def test_a_job_can_be_cancelled_once(cli: Cli) -> None:
     sent = cli.ok(
         "job", "submit", *cli.matrices(640, 64, 640, 3), "-o", cli.product, "--packets", 100, "--no-wait", "--yes"
     )
-    (identity,) = sent["jobs"]
+    (job_id,) = sent["jobs"]
     deadline = time.monotonic() + 20
-    while cli.ok("job", "status", identity)["status"] == "pending":
+    while cli.ok("job", "status", job_id)["status"] == "pending":
         assert time.monotonic() < deadline
-    assert cli.ok("job", "cancel", identity, "--yes")["transactions"]
-    while cli.ok("job", "status", identity)["status"] != "cancelled":
+    assert cli.ok("job", "cancel", job_id, "--yes")["transactions"]
+    while cli.ok("job", "status", job_id)["status"] != "cancelled":
         assert time.monotonic() < deadline
-    cli.refused(3, "not-open", "job", "cancel", identity, "--yes")
+    cli.refused(3, "not-open", "job", "cancel", job_id, "--yes")
 
 
 @pytest.mark.parametrize(

@@ -144,11 +144,11 @@ def test_pass_one_counts_what_was_dealt_in_earlier_blocks() -> None:
     chain = with_record()
     blocker = job(chain, 2, seed=7)
     chain.mine([blocker.transaction])
-    hers = next(identity for identity in blocker.packets if chain.holder(identity) is ERIN)
+    hers = next(packet_id for packet_id in blocker.packets if chain.holder(packet_id) is ERIN)
     chain.mine([chain.register(DAVE, packets=2, bond=0)])
     group = job(chain, 2, seed=8, price=1)
     chain.mine([group.transaction])
-    assert [chain.holder(identity) for identity in group.packets] == [DAVE, None], "two of DAVE's two slots are taken"
+    assert [chain.holder(packet_id) for packet_id in group.packets] == [DAVE, None], "two of DAVE's two slots are taken"
     taken = {slot.index for slot in chain.worker(DAVE).slots}
     free = [(DAVE, index) for index in range(5) if index not in taken] + [(ERIN, 0)]
     while next_draw(chain, free)[0][0] is not DAVE:

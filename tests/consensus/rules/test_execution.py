@@ -299,7 +299,7 @@ class Player:
         chain = self.chain
         held = chain.held(*self.jobs)
         own = held[won % len(held)] if held and won else None
-        open_packets = [identity for identity in held if identity != own]
+        open_packets = [packet_id for packet_id in held if packet_id != own]
         transactions, results = [], []
         for kind, who, size in moves:
             user, worker = USERS[who % 3], WORKERS[who % 5]

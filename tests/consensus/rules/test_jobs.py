@@ -210,7 +210,7 @@ def test_the_answer_is_the_product() -> None:
     job = chain.job(ALICE, a, b, rows=64, inner=64)
     chain.mine([job.transaction])
     assert len(job.packets) == len(chain.held(job)) == 4
-    products = {identity: chain.product(identity).matrix for identity in job.packets}
+    products = {packet_id: chain.product(packet_id).matrix for packet_id in job.packets}
     chain.mine(results=chain.answers(job))
     assert chain.group(job) is None
     assert np.array_equal(job.assemble(products), exact(a, b))
@@ -219,11 +219,11 @@ def test_the_answer_is_the_product() -> None:
 def test_a_results_fee_is_split_exactly() -> None:
     """786 432 grains: a tenth burns (78 643), a fiftieth goes to the includer (15 728), the rest to the worker."""
     chain, job = opened()
-    identity = job.packets[0]
-    worker = chain.holder(identity)
+    packet_id = job.packets[0]
+    worker = chain.holder(packet_id)
     assert worker is not None
     before, supply = chain.balance(worker), chain.supply()[0]
-    chain.mine(results=[chain.result(identity)])
+    chain.mine(results=[chain.result(packet_id)])
     (answer,) = events(chain, Answered)
     assert (answer.fee, answer.burned, answer.share, answer.late, answer.won) == (786_432, 78_643, 15_728, False, False)
     assert chain.balance(worker) == before + 786_432 - 78_643 - 15_728
@@ -332,10 +332,10 @@ def test_a_result_after_the_window_is_refused() -> None:
 def test_only_the_assignees_result_counts() -> None:
     """A product seen in gossip is worth nothing to anybody else, registered or not."""
     chain, job = opened()
-    identity = job.packets[0]
-    product = chain.product(identity).commitment
-    for thief in (BOB, *(w for w in (DAVE, ERIN, FRANK, GRACE) if w is not chain.holder(identity))):
-        chain.reject(Reason.NOT_ASSIGNEE, results=[chain.result(identity, thief, product)])
+    packet_id = job.packets[0]
+    product = chain.product(packet_id).commitment
+    for thief in (BOB, *(w for w in (DAVE, ERIN, FRANK, GRACE) if w is not chain.holder(packet_id))):
+        chain.reject(Reason.NOT_ASSIGNEE, results=[chain.result(packet_id, thief, product)])
 
 
 def test_nobody_signs_a_result_for_another() -> None:

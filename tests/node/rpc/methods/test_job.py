@@ -36,7 +36,7 @@ def test_a_job_from_the_mempool_to_its_closing() -> None:
     assert (view["owner"], view["packets"], view["threshold"]) == (world.text(ALICE), 2, 2)
     assert (view["escrow"], view["opened_at"], view["refund"]) == (sum(fees), opened.height, None)
     held = packets(world, bought)
-    assert [packet["packet_id"] for packet in held] == [identity.hex() for identity in bought.packets]
+    assert [packet["packet_id"] for packet in held] == [packet_id.hex() for packet_id in bought.packets]
     assert {packet["worker"] for packet in held} == {world.text(DAVE), world.text(ERIN)}
     assert {packet["deadline"] for packet in held} == {opened.height + world.builder.params.window}
     assert [packet["fee"] for packet in held] == fees
@@ -113,7 +113,7 @@ def test_a_cancelled_job_that_completes_all_the_same() -> None:
     world = with_workers(DAVE, ERIN)
     bought = small_job(world, ALICE, packets=3, threshold=1)
     world.mine([bought.transaction])
-    waiting = next(identity for identity in bought.packets if world.builder.holder(identity) is None)
+    waiting = next(packet_id for packet_id in bought.packets if world.builder.holder(packet_id) is None)
     first, second = world.builder.held(bought)
     world.mine([world.builder.cancel(ALICE, bought)])
     world.mine(results=[world.builder.result(first)])
