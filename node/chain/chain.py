@@ -263,7 +263,7 @@ class Chain:
     def _extend(self, entry: HeaderEntry, block: Block) -> Import:
         """The common case: the block stands on the tip. Everything goes into one batch."""
         connected, changes = self._execute(entry, block, self._state)
-        batch = self._stored(entry, block) | self._connection(entry, connected, changes)
+        batch = self._stored(entry, block) | self._connection(entry, connected, changes, {})
         self._commit(entry, changes.state_root, batch)
         entry.has_body = True
         above = self._advance(entry)
@@ -307,7 +307,7 @@ class Chain:
             done, changes = self._execute(entry, block, overlay)
             connected.append(done)
             overlay.writes.update(changes.writes)
-            batch.update(self._connection(entry, done, changes))
+            batch.update(self._connection(entry, done, changes, batch))
         # The undone state and the new one, in that order: later writes win.
         batch.update(self._state.keyed(overlay.writes))
         self._commit(target, connected[-1].outcome.state_root, batch)
@@ -377,8 +377,11 @@ class Chain:
             changes[schema.strips(entry.id, block.header.ticket)] = encode(strips)
         return changes
 
-    def _connection(self, entry: HeaderEntry, done: ConnectedBlock, changes: Transition) -> Changes:
-        """A block's part in the main chain: state, undo, index, and how long its tensors are kept."""
+    def _connection(self, entry: HeaderEntry, done: ConnectedBlock, changes: Transition, pending: Changes) -> Changes:
+        """A block's part in the main chain: state, undo, index, and how long its tensors are kept.
+
+        `pending` holds the parts of the blocks below it that connect in the same batch.
+        """
         params, height = self.params, entry.height
         keep = dict.fromkeys(validation.obliged_tensors(done.block), height + params.retention)
         for tx, receipt in zip(done.block.body.transactions, done.outcome.receipts, strict=True):
@@ -388,7 +391,7 @@ class Chain:
                 keep.update({operand.commitment: until for operand in validation.obliged_operands(Body((), (tx,)))})
         batch = self._state.keyed(changes.writes)
         batch.update(index.entries(done.block, entry.id, done.outcome))
-        batch.update(self._retention.changes(keep))
+        batch.update(self._retention.changes(keep, pending))
         batch[schema.main(height)] = entry.id
         batch[schema.outcome(entry.id)] = encode(done.outcome)
         batch[schema.undo(entry.id)] = schema.encode_changes(changes.undo)

@@ -20,7 +20,8 @@ class HeaderEntry:
         copies: ticket → proof, for every winning tile of this core that was checked; the first is the one announced.
         total_work: of the chain from genesis to here.
         has_body: the body is stored (executed or not).
-        invalid: reason for which the block, or an ancestor, was refused in execution; empty while good.
+        refusal: reason for which the block itself was refused in execution; empty while good.
+        invalid: its own refusal, or that of the ancestor that was refused first.
     """
 
     id: bytes
@@ -29,6 +30,7 @@ class HeaderEntry:
     total_work: int
     copies: dict[bytes, Proof | None] = field(default_factory=dict)
     has_body: bool = False
+    refusal: str = ""
     invalid: str = ""
 
     @property
@@ -101,16 +103,20 @@ class HeaderTree:
             pending.extend(self._children.get(current.id, ()))
 
     def absolve(self, entry: HeaderEntry) -> None:
-        """Take back a condemnation that was for a false proof: a good copy has come."""
+        """Take back a refusal that was for a false proof: a good copy has come. Descendants that were refused for their
+        own sake stay refused, and so do those above them."""
+        entry.refusal = ""
         for descendant in self.descendants(entry):
-            descendant.invalid = ""
-            if descendant.total_work > self._best.total_work:
+            inherited = "" if descendant.parent is None else descendant.parent.invalid
+            descendant.invalid = descendant.refusal or inherited
+            if not descendant.invalid and descendant.total_work > self._best.total_work:
                 self._best = descendant
 
     def condemn(self, entry: HeaderEntry, reason: str) -> None:
         """Mark a block and all its descendants invalid, and find the best header anew."""
+        entry.refusal = reason
         for descendant in self.descendants(entry):
-            descendant.invalid = reason
+            descendant.invalid = descendant.invalid or reason
         if self._best.invalid:
             # Entries stand in the order in which they came, so max() keeps the first seen on a tie.
             good = (entry for entry in self._entries.values() if not entry.invalid)

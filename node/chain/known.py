@@ -7,6 +7,7 @@ from collections.abc import Callable
 from consensus import validation
 from consensus.block import Header, PacketUnit
 from consensus.codec import encode
+from consensus.errors import ConsensusError, Reason
 from consensus.params import ChainParams
 from consensus.tensor import left_spec, right_spec
 from consensus.validation import Strips
@@ -102,6 +103,8 @@ class KnownHeaders:
         """Another winning tile of a known core: checked like the first. Raises `ConsensusError`."""
         if header.ticket in entry.copies or entry.parent is None:
             return
+        if not entry.parent.copies:  # its only copy was false: nothing is left to check a child against
+            raise ConsensusError(Reason.INVALID_PARENT, entry.parent.invalid)
         self._check(header, entry.parent, strips)
         if not entry.copies:
             self.tree.absolve(entry)

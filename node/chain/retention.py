@@ -17,11 +17,14 @@ class Retention:
         self._store = store
         self._tensors = tensors
 
-    def changes(self, keep: Mapping[bytes, int]) -> Changes:
-        """What to write so that tensors are kept through these heights; a longer duty stays."""
+    def changes(self, keep: Mapping[bytes, int], pending: Changes | None = None) -> Changes:
+        """What to write so that tensors are kept through these heights; a longer duty stays.
+
+        `pending` is what the same batch writes already: several blocks may connect at once.
+        """
         changes: Changes = {}
         for commitment, until in keep.items():
-            known = self._until(commitment)
+            known = self._until(commitment, pending or {})
             if known is None or known < until:
                 if known is not None:
                     changes[schema.tensor_expiry(known, commitment)] = None
@@ -43,6 +46,7 @@ class Retention:
         if gone:
             self._store.write(gone)
 
-    def _until(self, commitment: bytes) -> int | None:
-        data = self._store.get(schema.tensor_until(commitment))
+    def _until(self, commitment: bytes, pending: Changes | None = None) -> int | None:
+        key = schema.tensor_until(commitment)
+        data = pending[key] if pending and key in pending else self._store.get(key)
         return None if data is None else schema.unpack_height(data)

@@ -1,7 +1,8 @@
 """What this node has verified already, so that a block costs only what gossip has not paid for.
 
 Only true verdicts are remembered, keyed by commitments or by everything that was signed: a cache can make an answer
-quicker, never different.
+quicker, never different. So a verdict counts only while the tensors that it is about are here: a node that no longer
+has them must fetch them as any other would, or it would mine what nobody can check.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Protocol
 
 from consensus import validation
 from consensus.codec import encode
@@ -40,31 +42,42 @@ class VerifiedSet:
                 self._facts.popitem(last=False)
 
 
+class KeptTensors(TensorSource, Protocol):
+    """A source that can tell cheaply what it has."""
+
+    def has(self, commitment: bytes) -> bool: ...
+
+
 class VerifiedProducts:
     """`consensus.proofs.products.Products` with a memory."""
 
-    def __init__(self, source: TensorSource) -> None:
+    def __init__(self, source: KeptTensors) -> None:
+        self._source = source
         self._checked = CheckedProducts(source)
         self._true = VerifiedSet()
 
     def operand_holds(self, operand: TensorSpec) -> bool:
         """Whether every entry lies in [−63, 63]."""
         fact = b"o" + operand.commitment
-        return fact in self._true or self._note(fact, self._checked.operand_holds(operand))
+        return self._recalls(fact, operand.commitment) or self._note(fact, self._checked.operand_holds(operand))
 
     def product_holds(self, left: TensorSpec, right: TensorSpec, product: bytes) -> bool:
         """Whether `product` commits to the product of the operands."""
         fact = b"p" + left.commitment + right.commitment + product
-        return fact in self._true or self._note(fact, self._checked.product_holds(left, right, product))
+        known = self._recalls(fact, left.commitment, right.commitment, product)
+        return known or self._note(fact, self._checked.product_holds(left, right, product))
 
     def idle_holds(self, seed: bytes, shape: Shape, product: bytes) -> bool:
         """Whether `product` commits to the idle unit's product under `seed`."""
         fact = b"i" + seed + product
-        return fact in self._true or self._note(fact, self._checked.idle_holds(seed, shape, product))
+        return self._recalls(fact, product) or self._note(fact, self._checked.idle_holds(seed, shape, product))
 
     def note_idle(self, seed: bytes, product: bytes) -> None:
         """The miner made this product itself."""
         self._true.add(b"i" + seed + product)
+
+    def _recalls(self, fact: bytes, *evidence: bytes) -> bool:
+        return fact in self._true and all(map(self._source.has, evidence))
 
     def _note(self, fact: bytes, verdict: bool) -> bool:
         if verdict:

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import aiohttp
 from aiohttp import WSMsgType, web
 
+from api.http import refuse_redirects
 from node.p2p.identity import Identity, certificate_hash, certified_key
 from node.p2p.limits import MAX_MESSAGE_BYTES, PeerLimits
 
@@ -142,7 +143,9 @@ class TlsTransport:
     async def dial(self, address: Endpoint) -> Connection:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._client_tls)
-            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+            self._session = aiohttp.ClientSession(
+                connector=connector, auto_decompress=False, middlewares=(refuse_redirects,)
+            )
         try:
             socket = await self._session.ws_connect(
                 f"https://{address}/",

@@ -27,6 +27,7 @@ from yarl import URL
 
 from api import errors
 from api.errors import ErrorObject
+from api.http import refuse_redirects
 from wallet.errors import ExitCode, WalletError
 
 T = TypeVar("T")
@@ -165,6 +166,7 @@ class RpcClient:
             timeout=aiohttp.ClientTimeout(total=None),
             headers={"Accept-Encoding": "identity"},
             auto_decompress=False,
+            middlewares=(refuse_redirects,),
         )
 
     async def __aenter__(self) -> Self:

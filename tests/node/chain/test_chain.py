@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from msgspec import structs
 
 from consensus import events, state
-from consensus.block import Block
+from consensus.block import Block, Header
 from consensus.codec import encode
 from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
 from consensus.params import TILE
 from consensus.state import EmptyState, holdings_change
+from consensus.tensor import Tensor
 from consensus.transition import apply_block
 from node.chain import schema
 from node.chain.chain import Chain, Import
@@ -505,3 +508,51 @@ def test_the_seconds_of_each_import_are_told(builder: ChainBuilder) -> None:
     chain.add_block(first.block)
     assert len(seconds) == 2
     assert all(taken > 0 for taken in seconds)
+
+
+def two_tiles() -> tuple[ChainBuilder, Chain, Header, Header]:
+    """A parent whose one known copy is false, and its child's other copy. The chain knows the child, too."""
+    builder = ChainBuilder(regtest(idle_m=128, idle_n=128, idle_k=4096))
+    builder.mine()
+    parent, child = builder.mine(), builder.mine()
+    false_product = Tensor(np.ones((128, 128), np.int32))
+    tensors = TensorStore(None)
+    for tensor in (*builder.tensors, false_product):
+        tensors.add(tensor)
+    chain = Chain(builder.params, MemoryStore(), tensors, lambda: FAR_FUTURE_MS)
+    assert parent.parent is not None
+    chain.add_block(parent.parent.block)
+    proof = parent.header.proof
+    assert proof is not None
+    forged = Header(parent.header.core, structs.replace(proof, product=false_product.commitment))
+    chain.add_header(forged)
+    chain.add_header(child.header)
+    with pytest.raises(BadProof):
+        chain.add_block(Block(forged, parent.block.body))
+    copies = other_copies(builder, child.header.core)
+    return builder, chain, parent.header, next(copy for copy in copies if copy.ticket != child.header.ticket)
+
+
+def test_a_copy_above_a_parent_without_any_is_refused_like_any_other() -> None:
+    _, chain, parent, other = two_tiles()
+    assert chain.entry(parent.id).copies == {}  # type: ignore[union-attr]
+    with pytest.raises(ConsensusError) as refused:
+        chain.add_header(other)
+    assert refused.value.reason is Reason.INVALID_PARENT
+    chain.add_header(parent)  # the good copy of the parent comes: now there is something to check against
+    assert chain.add_header(other).id == other.id
+    assert len(chain.entry(other.id).copies) == 2  # type: ignore[union-attr]
+
+
+def test_a_good_copy_absolves_only_those_that_were_refused_for_the_false_one() -> None:
+    _, chain, parent, other = two_tiles()
+    child = chain.entry(other.id)
+    assert child is not None
+    assert child.invalid
+    chain.known.tree.condemn(child, "for its own sake")
+    chain.add_header(parent)
+    entry = chain.entry(parent.id)
+    assert entry is not None
+    assert not entry.invalid
+    assert child.invalid == "for its own sake"
+    assert chain.best_header is entry
