@@ -20,7 +20,7 @@ tiny elements never becomes millions of objects.
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import cache
 from typing import Literal, NoReturn
 
@@ -31,7 +31,6 @@ from api.errors import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
     LIMIT,
-    METHOD_NOT_FOUND,
     PARSE_ERROR,
     TIMEOUT,
     ErrorData,
@@ -187,7 +186,9 @@ Observe = Callable[[str, float, str], None]
 class Dispatcher:
     """Answers messages: one request, or a batch of at most `MAX_BATCH`, within `call_seconds` altogether."""
 
-    def __init__(self, *, call_seconds: float, observe: Observe) -> None:
+    def __init__(self, names: Collection[str], *, call_seconds: float, observe: Observe) -> None:
+        """`names` are the methods that there are: no other name is ever told to `observe`, however its call ends."""
+        self._names = names
         self._call_seconds = call_seconds
         self._observe = observe
 
@@ -225,13 +226,11 @@ class Dispatcher:
             return error.response(_identify(raw))
         clock = asyncio.get_running_loop().time
         begin = clock()
-        method, outcome = request.method, "OK"
+        method, outcome = request.method if request.method in self._names else NO_METHOD, "OK"
         try:
             answer = msgspec.json.encode(_Success(await _run(request, call, deadline), request.id))
         except RpcError as error:
             outcome = error.kind.name
-            if error.kind is METHOD_NOT_FOUND:
-                method = NO_METHOD
             answer = error.response(request.id)
         self._observe(method, clock() - begin, outcome)
         return None if request.is_notification else answer

@@ -266,7 +266,8 @@ class RpcServer(Generic[N]):
         self._node = node
         self._hub = hub
         self._probes = probes
-        self._dispatcher = Dispatcher(call_seconds=config.call_seconds, observe=observe)
+        names = frozenset(method.name for method in every_method(table))
+        self._dispatcher = Dispatcher(names, call_seconds=config.call_seconds, observe=observe)
         self._document = Raw(msgspec.json.encode(openrpc(info, every_method(table), hub.topics)))
         self._sockets: set[_Socket] = set()
         self._app = web.Application(client_max_size=config.body_bytes, middlewares=[self._gate])

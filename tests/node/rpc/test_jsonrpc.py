@@ -18,6 +18,25 @@ from node.rpc.jsonrpc import MAX_BATCH, MAX_BATCH_ANSWER_BYTES, NO_METHOD, Dispa
 Observation = tuple[str, float, str]
 
 
+NAMES = frozenset(
+    [
+        "subtract",
+        "sum",
+        "get_data",
+        "update",
+        "notify_sum",
+        "notify_hello",
+        "echo",
+        "large",
+        "sleep",
+        "missing",
+        "refused",
+        "broken",
+        "own_timeout",
+    ]
+)
+
+
 class Methods:
     """The specification's methods, and some that misbehave."""
 
@@ -64,7 +83,7 @@ def respond(
     observed: list[Observation] | None = None,
 ) -> Any:
     log: list[Observation] = [] if observed is None else observed
-    dispatcher = Dispatcher(call_seconds=call_seconds, observe=lambda *row: log.append(row))
+    dispatcher = Dispatcher(NAMES, call_seconds=call_seconds, observe=lambda *row: log.append(row))
     answer = asyncio.run(dispatcher.respond(message, methods or Methods()))
     return None if answer is None else json.loads(answer)
 
@@ -258,7 +277,7 @@ def test_invalid_request_says_why_and_calls_nothing(message: str, request_id: ob
 )
 def test_id_comes_back_digit_for_digit(request_id: str) -> None:
     message = f'{{"id": {request_id} , "jsonrpc": "2.0", "method": "get_data"}}'
-    dispatcher = Dispatcher(call_seconds=5, observe=lambda *_row: None)
+    dispatcher = Dispatcher(NAMES, call_seconds=5, observe=lambda *_row: None)
     answer = asyncio.run(dispatcher.respond(message, Methods()))
     assert answer is not None
     assert f'"id":{request_id}' in answer.decode()
@@ -433,3 +452,17 @@ def test_table_of_errors() -> None:
         (-32007, "FORBIDDEN"),
     ]
     assert all(kind.doc.endswith(".") and 400 <= kind.status < 600 for kind in ERRORS)
+
+
+def test_names_of_no_method_never_become_labels_whatever_ends_their_calls() -> None:
+    """A stranger's words in a label stay in the metrics' memory for as long as the node runs."""
+    observed: list[Observation] = []
+    batch = [{"jsonrpc": "2.0", "method": "large", "id": i} for i in range(3)]
+    batch += [{"jsonrpc": "2.0", "method": f"made_up_{i}", "id": i} for i in range(5)]
+    respond(json.dumps(batch), observed=observed)  # the allowance for answers is used up before the made-up ones
+    assert [row[2] for row in observed[-5:]] == ["LIMIT"] * 5
+    slow = [{"jsonrpc": "2.0", "method": "sleep", "id": 0}, {"jsonrpc": "2.0", "method": "made_up", "id": 1}]
+    respond(json.dumps(slow), call_seconds=0.05, observed=observed)  # and here the time is
+    assert observed[-1][2] == "TIMEOUT"
+    respond('{"jsonrpc":"2.0","method":"made_up","id":1}', observed=observed)
+    assert {row[0] for row in observed} == {"large", "sleep", NO_METHOD}
