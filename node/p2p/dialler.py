@@ -59,7 +59,9 @@ class Dialler:
             self._spawn(self._keep_dialling(address))
 
     def note_key(self, address: Endpoint, key: bytes) -> None:
-        """Which node listens at an address: it is not dialled while that node is connected."""
+        """Which node listens at an address, as it proved when it was dialled: it is not dialled again while that node
+        is connected. What a stranger says of itself does not count, or it could keep a configured peer from being
+        dialled."""
         self._keys[address] = key
 
     async def fill(self) -> None:
@@ -117,7 +119,7 @@ class Dialler:
 
     def _pick(self) -> Endpoint | None:
         present = self._admission.present()
-        connected = {peer.address for peer in present}
+        connected = {peer.home for peer in present}
         connected |= {address for address, key in self._keys.items() if key in self._admission}
         groups = {_group(peer.address) for peer in present if not peer.inbound}
         own = {self.own} if self.own is not None else set()

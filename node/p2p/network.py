@@ -284,8 +284,7 @@ class Network:
         self._admission.admit(peer)
         logger.info("peer connected", extra={"peer": peer.name, "address": str(peer.address), "inbound": inbound})
         if inbound and peer.listen_port:
-            self._dialler.note_key(_home(peer), peer.key)
-            self.book.add(_home(peer), self._clock())
+            self.book.add(peer.home, self._clock())
         companions = [self._headers.follow, self._gossip.follow]
         if not inbound:
             companions.append(self._learn_addresses)
@@ -367,7 +366,7 @@ class Network:
 
     async def _serve_peers(self, peer: Peer, request: GetPeers) -> Message:
         """Where others listen: who is connected now, then who answered once."""
-        connected = [_home(other) for other in self._admission.present() if other is not peer]
+        connected = [other.home for other in self._admission.present() if other is not peer]
         addresses = [home for home in connected if is_acceptable(home, self._config.allow_private)]
         addresses += self.book.sample(MAX_ADDRESSES)
         return Peers(tuple(PeerAddress(*address) for address in list(dict.fromkeys(addresses))[:MAX_ADDRESSES]))
@@ -386,8 +385,3 @@ class Network:
         except Exception as error:
             logger.exception("network service failed")
             self._fatal(error)
-
-
-def _home(peer: Peer) -> Endpoint:
-    """Where a peer listens, as far as it told; port 0 where it does not."""
-    return Endpoint(peer.address.host, peer.listen_port) if peer.inbound else peer.address

@@ -205,6 +205,11 @@ class Peer:
         return self.key.hex()[:12]
 
     @property
+    def home(self) -> Endpoint:
+        """Where the peer listens. Of an inbound one it is hearsay, and port 0 where it does not say."""
+        return Endpoint(self.address.host, self.listen_port) if self.inbound else self.address
+
+    @property
     def score(self) -> float:
         """Points of misbehaviour; they halve every `score_half_life_s`."""
         now = self._loop.time()

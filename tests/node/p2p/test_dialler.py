@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -34,9 +34,9 @@ class World:
         self._outcome = outcome
         self._group = group
         self.book = Book(True, random.Random(1), LIMITS)
-        admission: Admission[Peer] = Admission(bytes(32), LIMITS)
+        self.admission: Admission[Peer] = Admission(bytes(32), LIMITS)
         self.dialler = Dialler(
-            self._connect, self.spawn, admission, self.book, LIMITS, lambda: 1_700_000_000_000, random.Random(2)
+            self._connect, self.spawn, self.admission, self.book, LIMITS, lambda: 1_700_000_000_000, random.Random(2)
         )
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -122,5 +122,45 @@ def test_whoever_can_never_be_a_peer_leaves_the_book(reason: Leave) -> None:
             await asyncio.sleep(100 * LIMITS.book_dial_s)
             world.stop()
         assert len(world.dialled) == 1
+
+    run(story())
+
+
+@dataclass
+class Stranger:
+    """An inbound peer that says where it listens."""
+
+    key: bytes
+    home: Endpoint
+    address: Endpoint
+    inbound: bool = True
+    is_gone: bool = False
+
+
+def test_a_stranger_that_claims_a_configured_peers_address_does_not_keep_it_from_being_dialled() -> None:
+    async def story() -> None:
+        async with asyncio.TaskGroup() as group:
+            world = World(group, lasts)
+            stranger = Stranger(b"s" * 32, CONFIGURED, Endpoint(CONFIGURED.host, 50_000))
+            world.admission.admit(cast(Peer, stranger))
+            world.dialler.keep(CONFIGURED)
+            await asyncio.sleep(10)
+            world.stop()
+        assert [address for _, address in world.dialled] == [CONFIGURED]
+
+    run(story())
+
+
+def test_whoever_is_connected_is_not_dialled_out_of_the_book() -> None:
+    async def story() -> None:
+        async with asyncio.TaskGroup() as group:
+            world = World(group, lasts)
+            home = Endpoint("8.8.0.1", 1)
+            world.book.add(home, 1_700_000_000_000)
+            world.admission.admit(cast(Peer, Stranger(b"s" * 32, home, Endpoint(home.host, 50_000))))
+            world.spawn(world.dialler.fill())
+            await asyncio.sleep(50 * LIMITS.book_dial_s)
+            world.stop()
+        assert world.dialled == []
 
     run(story())

@@ -233,6 +233,25 @@ async def test_configured_peers_are_dialled_until_they_answer() -> None:
 
 
 @virtual
+async def test_a_stranger_that_claims_the_address_of_a_configured_peer_does_not_take_its_place() -> None:
+    net = Net()
+    a = net.add("a", "b")
+    host = net.host("b")
+    stranger = NetNode(
+        "stranger", net.world.transport(identity("stranger"), host), listen=None, dial=[Endpoint(net.host("a"), PORT)]
+    )
+    stranger.network._listening = Endpoint(host, PORT)  # a lie
+    await a.network.start()
+    await stranger.network.start()
+    await until(lambda: a.score_of(stranger) is not None)
+    b = net.add("b")
+    await b.network.start()
+    await until(lambda: a.score_of(b) is not None, DEFAULT.backoff_most_s + 1)
+    await stranger.network.stop()
+    await net.stop()
+
+
+@virtual
 async def test_addresses_spread_and_are_dialled() -> None:
     net = Net()
     a, b, c = net.add("a"), net.add("b", "a"), net.add("c", "a")
