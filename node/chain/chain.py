@@ -328,20 +328,20 @@ class Chain:
         try:
             done = transition.apply_block(self.params, self.genesis_hash, state, block, self.products)
         except ConsensusError as error:
-            self._condemn(entry, block, error)
+            self._note_refusal(entry, block, error)
             raise
         except CorruptTrieError as error:
             raise StorageError(f"the state is damaged: {error}") from error
         outcome = Outcome(done.receipts, done.events, done.state_root, done.reward)
         return ConnectedBlock(block, outcome), done
 
-    def _condemn(self, entry: HeaderEntry, block: Block, error: ConsensusError) -> None:
+    def _note_refusal(self, entry: HeaderEntry, block: Block, error: ConsensusError) -> None:
         """Remember a refusal: of the id, or of one copy where only the proof is false."""
         if isinstance(error, BadProof):
             entry.copies.pop(block.header.ticket, None)
             if entry.copies:
                 return
-        self._tree.condemn(entry, str(error))
+        self._tree.refuse(entry, str(error))
         # A false proof is forgotten at a restart, when a good copy may come first; a bad block never gets better.
         if not isinstance(error, BadProof):
             self._store.write({schema.refused(entry.id): str(error).encode()})

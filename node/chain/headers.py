@@ -102,7 +102,7 @@ class HeaderTree:
             yield current
             pending.extend(self._children.get(current.id, ()))
 
-    def absolve(self, entry: HeaderEntry) -> None:
+    def readmit(self, entry: HeaderEntry) -> None:
         """Take back a refusal that was for a false proof: a good copy has come. Descendants that were refused for their
         own sake stay refused, and so do those above them."""
         entry.refusal = ""
@@ -112,7 +112,7 @@ class HeaderTree:
             if not descendant.invalid and descendant.total_work > self._best.total_work:
                 self._best = descendant
 
-    def condemn(self, entry: HeaderEntry, reason: str) -> None:
+    def refuse(self, entry: HeaderEntry, reason: str) -> None:
         """Mark a block and all its descendants invalid, and find the best header anew."""
         entry.refusal = reason
         for descendant in self.descendants(entry):

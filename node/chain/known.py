@@ -107,7 +107,7 @@ class KnownHeaders:
             raise ConsensusError(Reason.INVALID_PARENT, entry.parent.invalid)
         self._check(header, entry.parent, strips)
         if not entry.copies:
-            self.tree.absolve(entry)
+            self.tree.readmit(entry)
         entry.copies[header.ticket] = header.proof
         if entry.has_body or self._archive.id_at(entry.height) == entry.id:
             self._store.write({schema.header(entry.id): encode(stored_header(entry))})

@@ -45,7 +45,7 @@ def open_chain(store: Store, archive: Archive, tree: HeaderTree, genesis: Block,
     for key, reason in store.scan(schema.REFUSED):
         refused = tree.get(key[len(schema.REFUSED) :])
         if refused is not None:
-            tree.condemn(refused, reason.decode())
+            tree.refuse(refused, reason.decode())
     tip_entry, base_entry = tree.get(tip.block), tree.get(base.block)
     if base_entry is None or archive.id_at(base.height) != base_entry.id:
         raise StorageError(f"the base at height {base.height} is not in the store")

@@ -1,4 +1,4 @@
-"""Headers: every reason for which one is refused, and whether it condemns the id or the copy."""
+"""Headers: every reason for which one is refused, and whether it counts against the id or the copy."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def unit(**changes: Any) -> PacketUnit:
     ],
     ids=lambda part: part.value if isinstance(part, Reason) else "",
 )
-def test_a_core_that_breaks_a_rule_condemns_its_id(chain: ChainBuilder, core: dict[str, Any], reason: Reason) -> None:
+def test_a_core_that_breaks_a_rule_counts_against_its_id(
+    chain: ChainBuilder, core: dict[str, Any], reason: Reason
+) -> None:
     error = chain.reject(reason, core=core)
     assert not isinstance(error, BadProof)
 
@@ -280,7 +282,7 @@ def test_declared_dimensions_are_bound_to_the_operands(
     chain.reject(reason, packet=packet, core={"unit": declared}, proof={"i": 0, "j": 0})
 
 
-def test_operands_of_eight_bits_condemn_the_id(chain: ChainBuilder) -> None:
+def test_operands_of_eight_bits_count_against_the_id(chain: ChainBuilder) -> None:
     a, b = operand(64, 4096), operand(4096, 64)
     a[0, 0] = -64
     left, right = Tensor(a), Tensor(b, COLUMNS)

@@ -146,7 +146,7 @@ def test_declared_dimensions_are_bound_to_the_strips() -> None:
     chain.reject(Reason.WRONG_STRIPS, candidate=Candidate(block, strips_of(left, right, 0, 0)))
 
 
-def test_ids_that_cover_a_malleable_proof_a_bad_copy_does_not_condemn_the_block() -> None:
+def test_ids_that_cover_a_malleable_proof_a_bad_copy_leaves_the_block_good() -> None:
     chain = ChainBuilder()
     good = chain.candidate()
     forged = chain.candidate(proof={"state": b"\xff" * 64})

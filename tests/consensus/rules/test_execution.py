@@ -81,7 +81,7 @@ def test_an_empty_state_has_the_zero_root() -> None:
 # --- the block's own unit
 
 
-def test_a_false_idle_product_condemns_the_copy() -> None:
+def test_a_false_idle_product_counts_against_the_copy() -> None:
     chain = ChainBuilder()
     good = chain.candidate()
     assert good.block.header.proof is not None
@@ -96,7 +96,7 @@ def test_a_false_idle_product_condemns_the_copy() -> None:
     chain.accept(good)
 
 
-def test_a_false_packet_product_condemns_the_copy() -> None:
+def test_a_false_packet_product_counts_against_the_copy() -> None:
     chain, job = held_job()
     false = chain.product(job.packets[0]).matrix.copy()
     false[5, 5] -= 2

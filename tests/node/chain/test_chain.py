@@ -141,7 +141,7 @@ def test_bodies_that_come_out_of_order_connect_once_linked(builder: ChainBuilder
     assert [c.block.height for c in done.connected] == [1, 2, 3, 4]
 
 
-def test_a_withheld_tensor_is_named_and_condemns_nothing(builder: ChainBuilder) -> None:
+def test_a_withheld_tensor_is_named_and_blames_nobody(builder: ChainBuilder) -> None:
     builder.mine()
     block = builder.tip.block
     assert block.header.proof is not None
@@ -155,7 +155,7 @@ def test_a_withheld_tensor_is_named_and_condemns_nothing(builder: ChainBuilder) 
     assert chain.add_block(block).tip_changed
 
 
-def test_a_false_product_condemns_the_copy_and_not_the_id(builder: ChainBuilder) -> None:
+def test_a_false_product_counts_against_the_copy_and_not_the_id(builder: ChainBuilder) -> None:
     builder.mine()
     good = builder.tip.block
     lie = builder.tensors.add(type(next(iter(builder.tensors)))(exact_but_one(builder)))
@@ -544,12 +544,12 @@ def test_a_copy_above_a_parent_without_any_is_refused_like_any_other() -> None:
     assert len(chain.entry(other.id).copies) == 2  # type: ignore[union-attr]
 
 
-def test_a_good_copy_absolves_only_those_that_were_refused_for_the_false_one() -> None:
+def test_a_good_copy_readmits_only_those_that_were_refused_for_the_false_one() -> None:
     _, chain, parent, other = two_tiles()
     child = chain.entry(other.id)
     assert child is not None
     assert child.invalid
-    chain.known.tree.condemn(child, "for its own sake")
+    chain.known.tree.refuse(child, "for its own sake")
     chain.add_header(parent)
     entry = chain.entry(parent.id)
     assert entry is not None

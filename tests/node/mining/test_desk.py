@@ -156,7 +156,7 @@ async def test_what_does_not_win_is_declined_before_anything_is_stored() -> None
 
 
 @asynchronous
-async def test_a_false_proof_condemns_itself_and_the_true_one_still_counts() -> None:
+async def test_a_false_proof_counts_against_itself_and_the_true_one_still_counts() -> None:
     rig = Rig()
     desk = desk_of(rig)
     unit = await desk.get_unit(MINER.address)

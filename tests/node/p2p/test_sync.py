@@ -473,7 +473,7 @@ async def test_a_block_that_execution_refuses_expels_who_stands_for_it() -> None
 
 
 @virtual
-async def test_a_false_product_condemns_its_giver_and_the_true_copy_is_taken() -> None:
+async def test_a_false_product_counts_against_its_giver_and_the_true_copy_is_taken() -> None:
     net = Net()
     a, b, c = net.add("a"), net.add("b", "a"), net.add("c", "a")
     async with net:
