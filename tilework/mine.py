@@ -54,7 +54,7 @@ def mine(key_file: Path | None, threads: int, units: int | None, idle_duty: floa
     if key_file is None:
         fix = "name it with --key FILE; `tilework worker register --worker-key FILE` makes one and registers it"
         raise CliError("usage", "mining needs a worker's key", fix, ExitCode.USAGE)
-    key = load_worker_key(key_file)
+    key = load_worker_key(key_file, malformed=ExitCode.USAGE)
     os.nice(NICENESS)
     miner = OutsideMiner(url, key, threads, idle_duty, notice)
     status = ExitCode.OK

@@ -127,8 +127,8 @@ def choose_account(keystore: Keystore, name: str | None) -> Account:
     return keystore.account(names[0])
 
 
-def load_worker_key(path: Path) -> WorkerKey:
-    """The key in a worker's key file. Raises `CliError` (worker-key)."""
+def load_worker_key(path: Path, malformed: ExitCode = ExitCode.REJECTED) -> WorkerKey:
+    """The key in a worker's key file. Raises `CliError` (worker-key), with the status `malformed` where it is none."""
     from worker.key import WorkerKey, WorkerKeyError, WorkerKeyMalformed, WorkerKeyUnreadable  # help needs no numpy
 
     try:
@@ -138,5 +138,5 @@ def load_worker_key(path: Path) -> WorkerKey:
         if isinstance(error, WorkerKeyUnreadable):
             exit_code = ExitCode.NOT_FOUND
         elif isinstance(error, WorkerKeyMalformed):
-            exit_code = ExitCode.USAGE
+            exit_code = malformed
         raise CliError(error.code, error.message, error.fix, exit_code) from None

@@ -245,3 +245,4 @@ def test_worker_commands_without_a_key_or_a_node(tmp_path: Path) -> None:
     path.write_text("{}")
     os.chmod(path, 0o600)
     fails(3, "worker-key", "worker", "register", "--worker-key", str(path))
+    fails(3, "worker-key", "worker", "status", "--worker-key", str(path))
