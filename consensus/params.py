@@ -17,7 +17,7 @@ TILE = 10**9
 
 MAX_TARGET = 2**254 - 1
 """The easiest target: target · k / 1024 stays below 2²⁵⁶ for every k."""
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAX_TX_BYTES = 128 << 10
 MAX_BODY_BYTES = 1 << 20

@@ -1,7 +1,7 @@
 """Merkle trees over lists (docs/protocol.md, section 2).
 
-An odd node is promoted, never paired with itself, so that no two lists share a root (CVE-2012-2459); whoever commits
-to a root commits to the number of leaves beside it, so that no inner node passes for a leaf.
+An odd node is promoted, never paired with itself, so that no two lists share a root (CVE-2012-2459). The root is the
+hash of the number of leaves and the top, so that neither an inner node nor a promoted leaf passes for another tree's.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def leaf_hash(data: bytes | memoryview) -> bytes:
 
 
 def root(leaves: Sequence[bytes]) -> bytes:
-    """Root over leaf hashes; 32 zero bytes for an empty list."""
+    """H("tw/root", u32 count ‖ top) over leaf hashes; 32 zero bytes for an empty list."""
     if not leaves:
         return ZERO_HASH
     level = list(leaves)
     while len(level) > 1:
         level = _parents(level)
-    return level[0]
+    return _bound(len(leaves), level[0])
 
 
 def path(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
@@ -47,15 +47,21 @@ def verify(root_hash: bytes, count: int, index: int, leaf: bytes, siblings: Sequ
         return False
     remaining = iter(siblings)
     node = leaf
-    while count > 1:
-        if index ^ 1 < count:
+    width = count
+    while width > 1:
+        if index ^ 1 < width:
             sibling = next(remaining, None)
             if sibling is None or len(sibling) != 32:
                 return False
             node = H("tw/node", sibling + node if index & 1 else node + sibling)
         index >>= 1
-        count = (count + 1) >> 1
-    return node == root_hash and next(remaining, None) is None
+        width = (width + 1) >> 1
+    return next(remaining, None) is None and _bound(count, node) == root_hash
+
+
+def _bound(count: int, top: bytes) -> bytes:
+    """The top of a tree, bound to the number of its leaves."""
+    return H("tw/root", count.to_bytes(4, "little") + top)
 
 
 def _parents(level: list[bytes]) -> list[bytes]:

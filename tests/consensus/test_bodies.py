@@ -47,9 +47,9 @@ def test_a_body_root_by_hand() -> None:
     chain.mine([job.transaction])
     t1, t2 = chain.transfer(ALICE, BOB, 1), chain.transfer(ALICE, BOB, 2)
     result = chain.result(job.packets[0])
-    txs = h(b"tw/node", h(b"tw/leaf", encode(t1)) + h(b"tw/leaf", encode(t2)))
-    leaf = h(b"tw/leaf", encode(result))
-    expected = h(b"tw/body", txs + b"\x02\0\0\0" + leaf + b"\x01\0\0\0")
+    txs = h(b"tw/root", b"\x02\0\0\0" + h(b"tw/node", h(b"tw/leaf", encode(t1)) + h(b"tw/leaf", encode(t2))))
+    results = h(b"tw/root", b"\x01\0\0\0" + h(b"tw/leaf", encode(result)))
+    expected = h(b"tw/body", txs + b"\x02\0\0\0" + results + b"\x01\0\0\0")
     assert Body((result,), (t1, t2)).root() == expected
     assert Body().root() == h(b"tw/body", bytes(32) + bytes(4) + bytes(32) + bytes(4))
 

@@ -28,7 +28,7 @@ def test_h_without_a_tag_is_plain_blake2b_256() -> None:
 
 
 def test_h_separates_its_tags() -> None:
-    tags = ["tw/block", "tw/tx", "tw/txid", "tw/work", "tw/prg", "tw/ticket", "tw/leaf", "tw/node", "tw/deal"]
+    tags = ["tw/block", "tw/tx", "tw/txid", "tw/work", "tw/prg", "tw/ticket", "tw/leaf", "tw/node", "tw/root"]
     assert len({H(tag, b"") for tag in tags}) == len(tags)
 
 

@@ -24,7 +24,7 @@ def test_a_commitment_by_hand() -> None:
     """Two 64-row strips of a 128×64 int8 matrix: 0x96 opens an array of six, 0xcc a u8, 0xc4 0x20 32 bytes."""
     matrix = operand(128, 64)
     leaves = [h(b"tw/leaf", matrix[:64].tobytes()), h(b"tw/leaf", matrix[64:].tobytes())]
-    root = h(b"tw/node", leaves[0] + leaves[1])
+    root = h(b"tw/root", b"\x02\0\0\0" + h(b"tw/node", leaves[0] + leaves[1]))
     fields = b"\x96" + b"\x00" + b"\x00" + b"\xcc\x80" + b"\x40" + b"\x02" + b"\xc4\x20" + root
     assert Tensor(matrix).commitment == h(b"tw/tensor", fields)
     assert Tensor(matrix).spec == tensor.left_spec(128, 64, root)

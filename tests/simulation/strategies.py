@@ -170,7 +170,7 @@ LOSING = (
     Case("withholding answers", lambda: Withholding(False), _MARKET, 24 * TILE),
     Case("withholding answers, bond refilled", lambda: Withholding(True), _MARKET, 24 * TILE),
     Case("answering in the last block only", Delaying, _MARKET, TILE // 20, seeds=4),
-    Case("hoarding slots with 20 identities", Hoarding, _MARKET, 300 * TILE),
+    Case("hoarding slots with 20 identities", Hoarding, _MARKET, 250 * TILE),
     Case("cancelling once products are seen", lambda: Cancelling(False), _OWNER_ONLY, TILE // 20_000, Purchase),
 )
 LIMITS = (

@@ -19,14 +19,18 @@ def node(left: bytes, right: bytes) -> bytes:
     return hashlib.blake2b(left + right, digest_size=32, person=b"tw/node").digest()
 
 
+def bound(count: int, top: bytes) -> bytes:
+    return hashlib.blake2b(bytes([count, 0, 0, 0]) + top, digest_size=32, person=b"tw/root").digest()
+
+
 def test_small_trees_by_hand() -> None:
     a, b, c, d, e = LEAVES[:5]
     assert a == hashlib.blake2b(b"\x00", digest_size=32, person=b"tw/leaf").digest()
     assert merkle.root([]) == bytes(32)
-    assert merkle.root([a]) == a
-    assert merkle.root([a, b]) == node(a, b)
-    assert merkle.root([a, b, c]) == node(node(a, b), c)
-    assert merkle.root([a, b, c, d, e]) == node(node(node(a, b), node(c, d)), e)
+    assert merkle.root([a]) == bound(1, a)
+    assert merkle.root([a, b]) == bound(2, node(a, b))
+    assert merkle.root([a, b, c]) == bound(3, node(node(a, b), c))
+    assert merkle.root([a, b, c, d, e]) == bound(5, node(node(node(a, b), node(c, d)), e))
 
 
 def test_an_odd_node_is_promoted_not_paired_with_itself() -> None:
@@ -67,11 +71,19 @@ def test_forged_paths_fail(index: int) -> None:
 
 
 def test_an_inner_node_passes_for_no_leaf() -> None:
-    """The committed count fixes the depth, so a path cannot stop a level early."""
+    """The root covers the count, which fixes the depth: a path cannot stop a level early, whatever count it claims."""
     a, b, c, d = LEAVES[:4]
     root = merkle.root([a, b, c, d])
     assert not merkle.verify(root, 4, 0, node(a, b), (node(c, d),))
-    assert merkle.verify(root, 2, 0, node(a, b), (node(c, d),)), "which is why the count is committed to as well"
+    assert not merkle.verify(root, 2, 0, node(a, b), (node(c, d),))
+
+
+def test_a_promoted_leaf_poses_for_no_pair() -> None:
+    """The path of the third of three leaves would fit a tree of four whose last pair it stands for."""
+    a, b, c = LEAVES[:3]
+    root, path = merkle.root([a, b, c]), merkle.path([a, b, c], 0)
+    assert merkle.verify(root, 3, 0, a, path)
+    assert not merkle.verify(root, 4, 0, a, path)
 
 
 def test_the_count_bounds_the_index() -> None:
