@@ -132,7 +132,6 @@ class ChainInfo(Struct, frozen=True):
     spacing_ms: Count
     maturity: Count
     window: Count
-    grace: Count
     max_life: Count
     slot_bond: Count
     min_price: Count

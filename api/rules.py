@@ -34,7 +34,6 @@ class ParamsView(Struct, frozen=True):
     anchor_target: Hash
     maturity: Count
     window: Count
-    grace: Count
     liveness: Count
     max_life: Count
     retention: Count

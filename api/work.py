@@ -21,7 +21,7 @@ JobEventName: TypeAlias = Literal[
 class JobView(Struct, frozen=True):
     """A job. `escrow` is what its group still holds; `paid` and `burned` are totals of its packets' fees.
 
-    Status: `complete` has all it needs and waits for its grace to end; `closed` was complete; `expired` was not.
+    Status: `complete` has all it needs and waits for packets still held; `closed` was complete; `expired` was not.
     """
 
     job: Hash

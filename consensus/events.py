@@ -34,7 +34,7 @@ class Dealt(Value, frozen=True, tag=1):
 class Answered(Value, frozen=True, tag=2):
     """A verified product was paid: `fee` = `burned` + `share` (the miner's) + the worker's pay.
 
-    `late` says that the group was complete already, so that the fee is a quarter; `won` that the product won the block.
+    `won` says that the product won the block.
     """
 
     job: Hash
@@ -44,7 +44,6 @@ class Answered(Value, frozen=True, tag=2):
     fee: Amount
     burned: Amount
     share: Amount
-    late: bool
     won: bool
 
 
@@ -58,7 +57,7 @@ class Missed(Value, frozen=True, tag=3):
 
 
 class Dropped(Value, frozen=True, tag=4):
-    """The group closed while the worker still held the packet: no pay, no miss."""
+    """The window passed without an answer, but the group was complete by then: no pay, no miss."""
 
     job: Hash
     packet_id: Hash
@@ -66,10 +65,9 @@ class Dropped(Value, frozen=True, tag=4):
 
 
 class Completed(Value, frozen=True, tag=5):
-    """The threshold was reached; packets still held earn a quarter through height `grace_until`."""
+    """The threshold was reached: waiting packets are withdrawn, those still held keep their windows and their pay."""
 
     job: Hash
-    grace_until: U63
 
 
 class Cancelled(Value, frozen=True, tag=6):

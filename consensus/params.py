@@ -75,8 +75,6 @@ class ChainParams(Value, frozen=True):
     """Blocks until a subsidy, tips and inclusion shares can be spent."""
     window: int
     """Blocks in which a dealt packet may be answered; also the period over which scores decay."""
-    grace: int
-    """Blocks after a group's completion in which packets still held are paid a quarter."""
     liveness: int
     """Blocks after which a worker that was not seen is dealt nothing."""
     max_life: int
@@ -125,10 +123,9 @@ class ChainParams(Value, frozen=True):
         # A miner must not see the draw before its registration is in force, nor a reward be spent before a reorg.
         assert self.registration_delay > self.deal_lag
         assert self.window > 0
-        assert self.grace > 0
         assert self.max_life > self.window
         # Undo data and tensors must outlast the deepest reorg that is applied.
-        assert self.retention > self.max_reorg + self.window + self.grace
+        assert self.retention > self.max_reorg + self.window
         assert self.slot_bond % 4 == 0
         # All grains that can ever exist fit into one amount, so no credit can overflow.
         minted = 2 * self.initial_subsidy * self.halving_interval
@@ -163,7 +160,6 @@ def devnet(genesis_time_ms: int, allocations: tuple[Allocation, ...] = (), netwo
         anchor_target=(2**256 // 48).to_bytes(32, "big"),
         maturity=10,
         window=10,
-        grace=4,
         liveness=300,
         max_life=1_000,
         retention=2_000,
@@ -195,7 +191,6 @@ def mainnet() -> ChainParams:
         anchor_target=(2**256 // 2**18).to_bytes(32, "big"),
         maturity=100,
         window=20,
-        grace=4,
         liveness=2_880,
         max_life=20_000,
         retention=20_000,

@@ -160,7 +160,7 @@ class Packet(Value, frozen=True):
 
 
 class Group(Value, frozen=True):
-    """A job's group of packets. `closes_at` is its expiry until it completes; `completed_at` is 0 until then."""
+    """A job's group of packets. `closes_at` is its expiry until it ends; `completed_at` is 0 until it completes."""
 
     owner: Address
     packets: U32

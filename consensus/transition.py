@@ -134,8 +134,7 @@ def apply_result(execution: Execution, genesis_hash: bytes, result: Result, prod
 def _assignment(execution: Execution, packet_id: bytes, address: bytes) -> tuple[Packet, Worker]:
     packet = jobs.held_packet(execution, packet_id, address)
     worker = WORKERS.get(execution.state, address)
-    if worker is None:  # its bond was returned during a completed group's grace
-        raise ConsensusError(Reason.UNKNOWN_WORKER, address, "a registered worker")
+    assert worker is not None, "a bond that returned before its last window ended"
     return packet, worker
 
 
@@ -180,11 +179,10 @@ def _oblige_operands(execution: Execution, block: Block, products: Products) -> 
 
 
 def _finish(execution: Execution, parent_ticket: bytes) -> None:
-    """Closures, missed windows, expiries, maturity, dealing; then the ledger of the next block."""
+    """Windows that end, closings, maturity, dealing; then the ledger of the next block."""
     params, before = execution.params, execution.ledger
-    jobs.close_finished(execution)
-    jobs.miss_windows(execution)
-    jobs.expire(execution)
+    jobs.end_windows(execution)
+    jobs.close_due(execution)
     workers.return_bonds(execution)
     workers.decay_scores(execution)
     REWARDS.put(execution.state, Reward(execution.miner, execution.reward), execution.height + params.maturity)

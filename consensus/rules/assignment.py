@@ -57,11 +57,6 @@ def deal(execution: Execution, randomness: bytes) -> None:
         waiting = remaining
 
 
-def reward_per_packet(price: int, threshold: int, packets: int) -> int:
-    """What a packet of the group earns on average, in grains per 2²⁰ MACs: k of n in full, the rest a quarter."""
-    return price * (3 * threshold + packets) // (4 * packets)
-
-
 def _examined(execution: Execution) -> list[tuple[bytes, Packet, Group]]:
     """The packets at the queue's head. Those too close to their expiry for a whole window leave the queue for good,
     so that they do not block others."""
@@ -117,9 +112,7 @@ def _first_able(
 
 def _is_able(slot: FreeSlot, packet: Packet, group: Group) -> bool:
     worker = slot.worker
-    return worker.max_unit_bytes >= packet.shape.unit_bytes and worker.min_price <= reward_per_packet(
-        group.price, group.threshold, group.packets
-    )
+    return worker.max_unit_bytes >= packet.shape.unit_bytes and worker.min_price <= group.price
 
 
 def _hand(execution: Execution, packet_id: bytes, packet: Packet, slot: FreeSlot) -> None:

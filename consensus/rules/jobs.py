@@ -2,7 +2,7 @@
 
 PacketStatus.QUEUED ──dealt──▶ PacketStatus.HELD ──answered──▶ PacketStatus.DONE
    ▲               │
-   └────missed─────┘        the group closes: complete (+ grace), expired, or cancelled with nothing held
+   └────missed─────┘        the group closes with nothing held: complete, cancelled, or expired
 """
 
 from __future__ import annotations
@@ -27,14 +27,8 @@ def packet_fee(params: ChainParams, price: int, shape: Shape) -> int:
     return max(params.min_fee, -(-price * shape.macs // MACS_PER_PRICE))
 
 
-def escrow_of(fees: list[int], threshold: int) -> int:
-    """The most that a group can pay: the `threshold` largest fees, and a quarter of each of the rest."""
-    ordered = sorted(fees, reverse=True)
-    return sum(ordered[:threshold]) + sum(fee // 4 for fee in ordered[threshold:])
-
-
 def job_fees(params: ChainParams, job: SubmitJob) -> list[int]:
-    """Each packet's fee, in order."""
+    """Each packet's fee, in order. Every answer is paid in full, so their sum is the escrow."""
     return [packet_fee(params, job.price, job.shape(packet)) for packet in job.packets]
 
 
@@ -86,7 +80,7 @@ def submit(execution: Execution, body: TxBody, txid: bytes, job: SubmitJob) -> N
         expected = f"{height + params.window + 1} to {height + params.max_life}"
         raise ConsensusError(Reason.BAD_EXPIRY, job.expiry, expected)
     fees = job_fees(params, job)
-    escrow = escrow_of(fees, job.threshold)
+    escrow = sum(fees)
     execution.debit(owner, escrow)
     group = Group(
         owner=owner,
@@ -122,9 +116,7 @@ def cancel(execution: Execution, body: TxBody, job: bytes) -> None:
     withdrawn = withdraw_queued(execution, job, group)
     group = replace(group, cancelled=True)
     execution.events.append(events.Cancelled(job, withdrawn))
-    if not group.held:
-        group = _reschedule(execution, job, group, execution.height)
-    GROUPS.put(execution.state, group, job)
+    GROUPS.put(execution.state, _released(execution, job, group), job)
 
 
 def enqueue(execution: Execution, group: Group, packet: Packet) -> None:
@@ -170,11 +162,10 @@ def held_packet(execution: Execution, packet_id: bytes, worker: bytes) -> Packet
 
 
 def answer(execution: Execution, packet_id: bytes, packet: Packet, product: bytes, won: bool) -> None:
-    """Pay for a verified product: in full up to the threshold, a quarter in the grace after it."""
+    """Pay for a verified product: its fee, whatever came before it. The threshold's answer completes the group."""
     group = GROUPS.get(execution.state, packet.job)
     assert group is not None, "a packet without its group"
-    late = group.done >= group.threshold
-    fee = packet.fee // 4 if late else packet.fee
+    fee = packet.fee
     burned = max(1, fee // 10)
     share = fee // 50
     execution.burn(burned)
@@ -182,102 +173,82 @@ def answer(execution: Execution, packet_id: bytes, packet: Packet, product: byte
     execution.credit(packet.worker, fee - burned - share)
     workers.answered(execution, packet.worker, packet_id, burned)
     PACKETS.put(execution.state, replace(packet, status=PacketStatus.DONE), packet_id)
-    if not group.completed_at:
-        # A completed group's packets share one end, its closing; only open ones have deadlines of their own.
-        DEADLINES.delete(execution.state, deadline(execution.params, packet), packet_id)
-    execution.events.append(
-        events.Answered(packet.job, packet_id, packet.worker, product, fee, burned, share, late, won)
-    )
+    DEADLINES.delete(execution.state, deadline(execution.params, packet), packet_id)
+    execution.events.append(events.Answered(packet.job, packet_id, packet.worker, product, fee, burned, share, won))
     group = replace(group, escrow=group.escrow - fee, done=group.done + 1, held=group.held - 1)
     if group.done == group.threshold:
-        group = _complete(execution, packet.job, group)
-    if not group.held and (group.completed_at or group.cancelled):
-        group = _reschedule(execution, packet.job, group, execution.height)
-    GROUPS.put(execution.state, group, packet.job)
+        withdraw_queued(execution, packet.job, group)
+        execution.events.append(events.Completed(packet.job))
+        group = replace(group, completed_at=execution.height)
+    GROUPS.put(execution.state, _released(execution, packet.job, group), packet.job)
 
 
-def close_finished(execution: Execution) -> None:
-    """Close the groups due now that are complete, or cancelled with nothing held."""
-    for job, group in _due(execution):
-        if group.completed_at or group.cancelled:
-            _close(execution, job, group, events.Ending.COMPLETED if group.completed_at else events.Ending.CANCELLED)
+def end_windows(execution: Execution) -> None:
+    """Packets whose window ends now without an answer: fine their holders and queue them again.
 
-
-def miss_windows(execution: Execution) -> None:
-    """Packets whose window ends now without an answer: fine their holders and queue them again."""
+    A completed group needs no more answers: its holders are let go, and nobody is fined.
+    """
     for packet_id, _ in list(DEADLINES.scan(execution.state, execution.height)):
         packet = PACKETS.get(execution.state, packet_id)
         assert packet is not None, "a deadline without its packet"
         group = GROUPS.get(execution.state, packet.job)
         assert group is not None, "a packet without its group"
         DEADLINES.delete(execution.state, execution.height, packet_id)
-        fine = workers.missed(execution, packet.worker, packet_id)
-        execution.events.append(events.Missed(packet.job, packet_id, packet.worker, fine))
+        if group.completed_at:
+            workers.free_slot(execution, packet.worker, packet_id)
+            execution.events.append(events.Dropped(packet.job, packet_id, packet.worker))
+        else:
+            fine = workers.missed(execution, packet.worker, packet_id)
+            execution.events.append(events.Missed(packet.job, packet_id, packet.worker, fine))
         group = replace(group, held=group.held - 1)
-        if group.cancelled:
+        if group.completed_at or group.cancelled:
             PACKETS.put(execution.state, replace(packet, status=PacketStatus.WITHDRAWN), packet_id)
-            if not group.held:
-                group = _reschedule(execution, packet.job, group, execution.height)
         else:
             enqueue(execution, group, packet)
-        GROUPS.put(execution.state, group, packet.job)
+        GROUPS.put(execution.state, _released(execution, packet.job, group), packet.job)
 
 
-def expire(execution: Execution) -> None:
-    """Close what is still due at this height: groups that expired, or that lost their last held packet just now."""
-    for job, group in _due(execution):
-        _close(execution, job, group, events.Ending.CANCELLED if group.cancelled else events.Ending.EXPIRED)
+def close_due(execution: Execution) -> None:
+    """Close the groups that are due at this height: expired, or ended with nothing held any more."""
+    for job, _ in list(CLOSINGS.scan(execution.state, execution.height)):
+        group = GROUPS.get(execution.state, job)
+        assert group is not None, "a scheduled closing without its group"
+        if group.completed_at:
+            why = events.Ending.COMPLETED
+        else:
+            why = events.Ending.CANCELLED if group.cancelled else events.Ending.EXPIRED
+        _close(execution, job, group, why)
 
 
 def deadline(params: ChainParams, packet: Packet) -> int:
-    """Last height at which a held packet can be answered while its group is not complete."""
+    """Last height at which a held packet can be answered."""
     return packet.dealt_at + params.window
 
 
-def _complete(execution: Execution, job: bytes, group: Group) -> Group:
-    """The threshold is reached: deal no more, and let the packets still held earn a quarter through the grace."""
-    withdraw_queued(execution, job, group)
-    for index in range(group.packets):
-        packet_id = packet_id_of(job, index)
-        packet = PACKETS.get(execution.state, packet_id)
-        if packet is not None and packet.status == PacketStatus.HELD:
-            DEADLINES.delete(execution.state, deadline(execution.params, packet), packet_id)
-    until = execution.height + execution.params.grace
-    execution.events.append(events.Completed(job, until))
-    return _reschedule(execution, job, replace(group, completed_at=execution.height), until)
+def _released(execution: Execution, job: bytes, group: Group) -> Group:
+    """The group, due to close now if it has ended and nobody holds any of it."""
+    if group.held or not (group.completed_at or group.cancelled):
+        return group
+    CLOSINGS.delete(execution.state, group.closes_at, job)
+    CLOSINGS.put(execution.state, Mark(), execution.height, job)
+    return replace(group, closes_at=execution.height)
 
 
 def _close(execution: Execution, job: bytes, group: Group, why: events.Ending) -> None:
-    """Forget the group and its packets, free the slots of those still held, return the unspent escrow."""
+    """Forget the group and its packets and return the unspent escrow."""
     for index in range(group.packets):
         packet_id = packet_id_of(job, index)
         packet = PACKETS.get(execution.state, packet_id)
         assert packet is not None, "a group without its packet"
-        if packet.status == PacketStatus.HELD:
-            workers.free_slot(execution, packet.worker, packet_id)
-            execution.events.append(events.Dropped(job, packet_id, packet.worker))
-        elif packet.status == PacketStatus.QUEUED:
+        # Nothing is dealt whose window would reach the expiry, and other ends wait for what is held.
+        assert packet.status != PacketStatus.HELD, "a group that closes while a packet is held"
+        if packet.status == PacketStatus.QUEUED:
             dequeue(execution, group, packet)
         PACKETS.delete(execution.state, packet_id)
     CLOSINGS.delete(execution.state, group.closes_at, job)
     GROUPS.delete(execution.state, job)
     execution.credit(group.owner, group.escrow)
     execution.events.append(events.Closed(job, group.owner, group.escrow, group.done, why))
-
-
-def _due(execution: Execution) -> list[tuple[bytes, Group]]:
-    due = []
-    for job, _ in CLOSINGS.scan(execution.state, execution.height):
-        group = GROUPS.get(execution.state, job)
-        assert group is not None, "a scheduled closing without its group"
-        due.append((job, group))
-    return due
-
-
-def _reschedule(execution: Execution, job: bytes, group: Group, closes_at: int) -> Group:
-    CLOSINGS.delete(execution.state, group.closes_at, job)
-    CLOSINGS.put(execution.state, Mark(), closes_at, job)
-    return replace(group, closes_at=closes_at)
 
 
 def _queue_key(group: Group, packet: Packet) -> tuple[int, int, bytes]:

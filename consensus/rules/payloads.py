@@ -113,7 +113,7 @@ KINDS: dict[type[Payload], Kind[Any]] = {
         run=jobs.submit,
         gas=_job_gas,
         check=jobs.check,
-        escrows=lambda params, job: jobs.escrow_of(jobs.job_fees(params, job), job.threshold),
+        escrows=lambda params, job: sum(jobs.job_fees(params, job)),
         operands=SubmitJob.operands,
     ),
     CancelJob: Kind[CancelJob](

@@ -86,8 +86,8 @@ def take_slot(execution: Execution, address: bytes, slot: Slot) -> None:
 def free_slot(execution: Execution, address: bytes, packet_id: bytes) -> None:
     """Free the slot of a packet that was dropped: neither a miss nor an answer."""
     worker = WORKERS.get(execution.state, address)
-    if worker is not None:  # its bond may have been returned during the grace of a completed group
-        WORKERS.put(execution.state, replace(worker, slots=_without(worker, packet_id)), address)
+    assert worker is not None, "a packet held by an unknown worker"
+    WORKERS.put(execution.state, replace(worker, slots=_without(worker, packet_id)), address)
 
 
 def answered(execution: Execution, address: bytes, packet_id: bytes, burned: int) -> None:

@@ -387,7 +387,7 @@ class Chain:
         for tx, receipt in zip(done.block.body.transactions, done.outcome.receipts, strict=True):
             job = GROUPS.get(Overlay(self._state, changes.writes), receipt.txid)
             if job is not None:
-                until = job.expiry + params.grace + params.retention
+                until = job.expiry + params.retention
                 keep.update({operand.commitment: until for operand in validation.obliged_operands(Body((), (tx,)))})
         batch = self._state.keyed(changes.writes)
         batch.update(index.entries(done.block, entry.id, done.outcome))

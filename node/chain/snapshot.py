@@ -53,7 +53,7 @@ def open_operands(params: ChainParams, reader: StateReader) -> dict[bytes, int]:
         group = GROUPS.get(reader, packet.job)
         if group is None:  # closed while this walk was under way
             continue
-        until = group.expiry + params.grace + params.retention
+        until = group.expiry + params.retention
         for operand in (packet.left, packet.right):
             keep[operand.commitment] = max(until, keep.get(operand.commitment, 0))
     return keep

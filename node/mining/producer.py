@@ -126,7 +126,7 @@ class Producer:
     def held(self, worker: bytes) -> list[Held]:
         """The packets that a worker holds, in the order in which to make them.
 
-        By deadline; those of complete groups last: they earn a quarter, and leaving them is no miss.
+        By deadline; those of complete groups last: they earn as much, but leaving them is no miss.
         """
         packets = self._chain.read(lambda state: _held(self._chain, state, worker))
         return sorted(packets, key=lambda held: (held.complete, held.deadline))
@@ -161,7 +161,6 @@ def _held(chain: MinedChain, state: StateReader, address: bytes) -> list[Held]:
             continue
         group = GROUPS.get(state, packet.job)
         assert group is not None, "a packet without its group"
-        complete = group.completed_at > 0
-        until = group.closes_at if complete else jobs.deadline(chain.params, packet)
-        packets.append(Held(slot.packet_id, packet, until, complete))
+        until = jobs.deadline(chain.params, packet)
+        packets.append(Held(slot.packet_id, packet, until, group.completed_at > 0))
     return packets

@@ -135,7 +135,7 @@ def packet_views(record: JobRecord, text: Text) -> list[PacketView]:
                 fee=fee,
                 status=_packet_status(record, packet, answer is not None),
                 worker=None if worker is None else text(worker),
-                deadline=_deadline(record, packet) if packet is not None and held else None,
+                deadline=jobs.deadline(record.params, packet) if packet is not None and held else None,
                 product=None if answer is None else answer.product.hex(),
                 answered_at=answered_at,
                 won=answer is not None and answer.won,
@@ -188,10 +188,9 @@ def tell(event: Event, text: Text) -> str:
         case events.Missed():
             return f"{text(event.worker)} did not answer in its window and lost {event.burned} grains of its bond"
         case events.Dropped():
-            return f"the group closed while {text(event.worker)} still held the packet: no pay, no miss"
+            return f"{text(event.worker)} did not answer, but the job was complete when its window ended: no fine"
         case events.Completed():
-            until = event.grace_until
-            return f"the job has all results that it needs; packets still held earn a quarter through height {until}"
+            return "the job has all results that it needs; packets still held may be answered in their windows"
         case events.Cancelled():
             return f"cancelled by its owner: {event.withdrawn} packets that nobody held were withdrawn"
         case events.Closed():
@@ -201,10 +200,9 @@ def tell(event: Event, text: Text) -> str:
 
 def _payment(event: events.Answered) -> str:
     pay = event.fee - event.burned - event.share
-    late = ", a quarter because the job was complete already" if event.late else ""
     won = "; the product also won the block" if event.won else ""
     return (
-        f"paid {pay} grains of a fee of {event.fee}{late} "
+        f"paid {pay} grains of a fee of {event.fee} "
         f"({event.burned} burned, {event.share} to the miner who included it){won}"
     )
 
@@ -245,7 +243,7 @@ def _verdict(record: JobRecord, packet_id: bytes, text: Text) -> str:
     before = f" Before that, {len(misses)} window(s) passed unanswered." if (misses := _all_misses(own)) else ""
     packet = record.packets.get(packet_id)
     if packet is not None and packet.status == PacketStatus.HELD:
-        until = _deadline(record, packet)
+        until = jobs.deadline(record.params, packet)
         return f"Nobody is paid yet: {text(packet.worker)} holds it and may answer through height {until}.{before}"
     if packet is not None and packet.status == PacketStatus.QUEUED:
         return f"Nobody is paid yet: it waits in the queue for a worker who is able to take it.{before}"
@@ -273,14 +271,6 @@ def _end(record: JobRecord, kinds: UnionType | type[Event]) -> str:
 
 def _all_misses(own: Iterable[tuple[int, Event]]) -> list[int]:
     return [height for height, event in own if isinstance(event, events.Missed)]
-
-
-def _deadline(record: JobRecord, packet: Packet) -> int:
-    """Last height at which a held packet's answer is paid."""
-    group = record.group
-    if group is not None and group.completed_at:
-        return group.closes_at
-    return jobs.deadline(record.params, packet)
 
 
 def _last(story: Iterable[tuple[int, Event]], kind: type[E]) -> tuple[int, E] | None:

@@ -24,15 +24,14 @@ def test_devnet_and_mainnet_as_agreed() -> None:
             p.halflife_ms,
             p.maturity,
             p.window,
-            p.grace,
             p.liveness,
             p.max_life,
             p.retention,
             p.max_reorg,
         )
 
-    assert fields(params.devnet(T)) == (2_000, 60_000, 10, 10, 4, 300, 1_000, 2_000, 100)
-    assert fields(params.mainnet()) == (30_000, 900_000, 100, 20, 4, 2_880, 20_000, 20_000, 100)
+    assert fields(params.devnet(T)) == (2_000, 60_000, 10, 10, 300, 1_000, 2_000, 100)
+    assert fields(params.mainnet()) == (30_000, 900_000, 100, 20, 2_880, 20_000, 20_000, 100)
     for p in NETWORKS:
         assert p.slot_bond == 100 * TILE
         assert (p.initial_subsidy, p.halving_interval) == (50 * 10**9, 1_048_576)
@@ -80,9 +79,8 @@ def test_no_two_networks_share_a_genesis_hash() -> None:
         {"anchor_target": (2**254).to_bytes(32, "big")},
         {"registration_delay": 4},
         {"window": 0},
-        {"grace": 0},
         {"max_life": 10},
-        {"retention": 114},
+        {"retention": 110},
         {"slot_bond": 101},
         {"gas_limit": 63 << 20},
         {"idle_m": 100},

@@ -247,15 +247,14 @@ def test_withholding_a_result_loses() -> None:
 # --- late honest workers; "why was I not paid?"; free identities
 
 
-def test_late_honest_workers_are_paid_a_quarter() -> None:
+def test_late_honest_workers_are_paid_in_full() -> None:
     chain = worker_chain([DAVE, ERIN])
     job = chain.job(ALICE, operand(128, 64), operand(64, 64, 1), rows=64, threshold=1)
     chain.mine([job.transaction])
     chain.mine(results=[chain.result(job.packets[1])])
     node = chain.mine(results=[chain.result(job.packets[0])])
     (late,) = (event for event in node.transition.events if isinstance(event, Answered))
-    assert late.late
-    assert late.fee == 64 * 64 * 192 // 4
+    assert late.fee == 64 * 64 * 192
 
 
 def test_why_was_i_not_paid_has_an_answer_for_every_packet() -> None:

@@ -152,8 +152,7 @@ class Economy:
         setting, chain, strategy = self.setting, self.chain, self.strategy
         transactions = []
         if setting.packets and number % setting.interval == 0:
-            price = asking_price(setting.packets, setting.threshold)
-            transactions.append(self.job(USER, setting.packets, setting.threshold, price).transaction)
+            transactions.append(self.job(USER, setting.packets, setting.threshold, MARKET_PRICE).transaction)
         his = strategy.transactions(self)
         transactions += his
         unit = strategy.unit(self)
@@ -177,11 +176,6 @@ class Economy:
         if his:
             self.gas_grains += sum(receipt.fee for receipt in node.transition.receipts[-len(his) :])
         return lucky
-
-
-def asking_price(packets: int, threshold: int) -> int:
-    """The least price at which honest workers count themselves able: on average it pays them the market's."""
-    return -(-MARKET_PRICE * 4 * packets // (3 * threshold + packets))
 
 
 def compare(setting: Setting, strategy: Strategy, baseline: Strategy) -> tuple[Outcome, Outcome]:

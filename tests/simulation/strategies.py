@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from consensus.params import TILE
-from consensus.state import Packet
+from consensus.state import GROUPS, Packet
 from consensus.transaction import Result, Transaction
 from tests.builders import Job
-from tests.simulation.economy import MARKET_PRICE, OWNER, SPARES, Economy, Setting, Strategy, asking_price
+from tests.simulation.economy import MARKET_PRICE, OWNER, SPARES, Economy, Setting, Strategy
 
 
 class SelfDealing(Strategy):
@@ -122,24 +122,50 @@ class Cancelling(Purchase):
 
 
 class OwnFirst(Strategy):
-    """Put one's own Results first in one's blocks: in a group with spare packets the first are paid in full."""
+    """Put one's own Results first in one's blocks."""
 
     def admitted(self, economy: Economy, results: list[Result]) -> list[Result]:
         return sorted(results, key=lambda result: result.body.worker not in economy.owned)
+
+
+class OthersLeftOut(Strategy):
+    """Leave everybody else's Results out of one's own blocks, so that they may miss their windows."""
+
+    def admitted(self, economy: Economy, results: list[Result]) -> list[Result]:
+        return [result for result in results if result.body.worker in economy.owned]
+
+
+class Enough(Strategy):
+    """Include no more than the threshold's Results of any group, one's own first: what is beyond might go unpaid."""
+
+    def admitted(self, economy: Economy, results: list[Result]) -> list[Result]:
+        room: dict[bytes, int] = {}
+        chosen = []
+        for result in sorted(results, key=lambda result: result.body.worker not in economy.owned):
+            job = economy.chain.packet(result.body.packet_id).job
+            if job not in room:
+                group = GROUPS.get(economy.chain.state, job)
+                assert group is not None, "a held packet without its group"
+                room[job] = max(0, group.threshold - group.done)
+            if room[job]:
+                room[job] -= 1
+                chosen.append(result)
+        return chosen
 
 
 class Undercutting(Purchase):
-    """Ask for few packets of many and answer those few oneself, so that everybody else's earn a quarter.
-
-    The price is the least at which honest workers count themselves able: they reckon with the average.
-    """
+    """Ask for few packets of many and answer those few oneself; leave everybody else's answers out of one's blocks."""
 
     def offer(self, economy: Economy) -> Job:
         threshold = max(1, round(economy.setting.share * self.packets))
-        return economy.job(OWNER, self.packets, threshold, asking_price(self.packets, threshold))
+        return economy.job(OWNER, self.packets, threshold, MARKET_PRICE)
 
     def admitted(self, economy: Economy, results: list[Result]) -> list[Result]:
-        return sorted(results, key=lambda result: result.body.worker not in economy.owned)
+        return [
+            result
+            for result in results
+            if result.body.worker in economy.owned or not economy.is_owners(economy.chain.packet(result.body.packet_id))
+        ]
 
 
 @dataclass(frozen=True)
@@ -175,8 +201,10 @@ LOSING = (
 )
 LIMITS = (
     Case("cancelling, and censoring one's own jobs", lambda: Cancelling(True), _OWNER_ONLY, None, Purchase, seeds=6),
-    Case("one's own Results first, 5 of 10 in full", OwnFirst, _SPARE_PACKETS, None, seeds=3),
-    Case("completing one's own job early", Undercutting, _QUIET, None, Purchase, seeds=12),
+    Case("one's own Results first, 5 of 10 needed", OwnFirst, _SPARE_PACKETS, None, seeds=3),
+    Case("others' Results left out", OthersLeftOut, _SPARE_PACKETS, None, seeds=3),
+    Case("only as many Results as are needed", Enough, _SPARE_PACKETS, None, seeds=3),
+    Case("completing one's own job early", Undercutting, _QUIET, None, Purchase, seeds=6),
 )
 
 

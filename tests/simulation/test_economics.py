@@ -13,12 +13,12 @@ from consensus.params import MAX_TARGET
 from consensus.rules import jobs
 from consensus.shape import Shape
 from tests.builders import ALICE, DAVE, ERIN, FRANK, operand, worker_chain
-from tests.simulation.economy import MARKET_PRICE, SIDE, Economy, Strategy, advantage, asking_price, compare
-from tests.simulation.strategies import LIMITS, LOSING, Case, Purchase, SelfDealing, Withholding
+from tests.simulation.economy import MARKET_PRICE, SIDE, Economy, Strategy, advantage, compare
+from tests.simulation.strategies import LIMITS, LOSING, Case, SelfDealing, Withholding
 
 SHARES = (0.05, 0.25, 0.5, 0.9)
 FEE = -(-MARKET_PRICE * Shape(SIDE, SIDE, SIDE).macs // jobs.MACS_PER_PRICE)
-CENSORING, OWN_FIRST, UNDERCUTTING = LIMITS
+CENSORING, *ORDERING, UNDERCUTTING = LIMITS
 
 
 def gain(case: Case, share: float, blocks: int = 30, seeds: int | None = None) -> int:
@@ -127,19 +127,9 @@ def test_censoring_pays_only_with_all_blocks_of_a_window() -> None:
     assert gain(CENSORING, 0.9, blocks=40, seeds=2) < 4 * 10 * FEE, "never more than the fees of the jobs"
 
 
-@pytest.mark.parametrize("share", [0.25, 0.9])
-def test_ones_own_results_first_gain_less_than_the_surplus(share: float) -> None:
-    """The miner orders the Results, and the first are paid in full: three quarters of a fee for each surplus packet."""
-    market = OWN_FIRST.market
-    fee = FEE * asking_price(market.packets, market.threshold) // MARKET_PRICE
-    posted, surplus = 30 // market.interval + 1, market.packets - market.threshold
-    assert gain(OWN_FIRST, share, seeds=1) <= posted * surplus * fee * 3 // 4
-
-
-@pytest.mark.parametrize("share", [0.25, 0.9])
-def test_completing_ones_own_job_early_saves_less_than_half_of_its_price(share: float) -> None:
-    posted = Economy(replace(UNDERCUTTING.market, share=share, blocks=40), Purchase())
-    posted.run()
-    strategy = posted.strategy
-    assert isinstance(strategy, Purchase)
-    assert gain(UNDERCUTTING, share, blocks=40, seeds=3) < len(strategy.jobs) * strategy.packets * FEE // 2
+@pytest.mark.parametrize("share", [0.25, 0.5])
+@pytest.mark.parametrize("case", [*ORDERING, UNDERCUTTING], ids=lambda case: case.name)
+def test_choosing_among_results_gains_no_more_than_luck(case: Case, share: float) -> None:
+    """Every answer is paid in full, in any order. Another order of Results is another draw of the dealing, which moves
+    a few fees to either side: less than three here, of some 80 that are paid."""
+    assert gain(case, share, seeds=3) < 3 * FEE

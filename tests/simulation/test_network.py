@@ -59,7 +59,9 @@ async def test_nodes_agree_pay_and_compute() -> None:
     await start_ring(world)
     await world.register_all()
     a, b = operand(512, 2048, 1), operand(2048, 128, 2)  # long inner sides, so that packets win blocks
-    job = world.user.job(ALICE, a, b, rows=64, cols=64, expiry=world.height() + 100, nonce=world.nonce(ALICE))
+    job = world.user.job(
+        ALICE, a, b, rows=64, cols=64, expiry=world.height() + 100, max_base_fee=10**6, nonce=world.nonce(ALICE)
+    )
     await world.send(world.nodes[0], job.transaction)
     paid = world.user.transfer(BOB, CAROL, 5 * TILE, nonce=world.nonce(BOB))
     await world.send(world.nodes[-1], paid)

@@ -18,7 +18,7 @@ import numpy as np
 
 from api.work import Explanation, JobView, PacketView
 from consensus.proofs import freivalds
-from consensus.rules.jobs import escrow_of, job_fees
+from consensus.rules.jobs import job_fees
 from consensus.transaction import CancelJob, SubmitJob, packet_id_of
 from wallet.accounts.keys import SigningKey
 from wallet.client.gateway import Gateway, together
@@ -222,7 +222,7 @@ class Job:
         confirmed = await together(partial(self._gateway.transaction, txid) for txid in transactions)
         params = self._purse.network.params
         return Cost(
-            escrowed=sum(escrow_of(job_fees(params, g.payload), g.payload.threshold) for g in self._groups),
+            escrowed=sum(sum(job_fees(params, group.payload)) for group in self._groups),
             paid=sum(view.paid for view in views if view is not None),
             burned=sum(view.burned for view in views if view is not None),
             refunded=sum(view.refund or 0 for view in views if view is not None),

@@ -120,7 +120,7 @@ def make_offer(
         for packets in into_jobs(slices, params, indices)
     )
     fees = [jobs.job_fees(params, part.payload) for part in parts]
-    escrow = sum(jobs.escrow_of(part, len(part)) for part in fees)
+    escrow = sum(sum(part) for part in fees)
     return Offer(slices, parts, price, blocks, escrow)
 
 

@@ -114,7 +114,6 @@ def _info(chain: ReadChain) -> ChainInfo:
         spacing_ms=params.spacing_ms,
         maturity=params.maturity,
         window=params.window,
-        grace=params.grace,
         max_life=params.max_life,
         slot_bond=params.slot_bond,
         min_price=params.min_price,

@@ -204,7 +204,7 @@ def test_two_winning_tiles_are_two_copies_of_one_block() -> None:
 
 
 def test_the_order_within_a_block() -> None:
-    """The unit, Results, transactions, closures, missed windows, expiries, dealing: the events tell."""
+    """The unit, Results, transactions, windows that end, closings, dealing: the events tell."""
     chain = worker_chain(WORKERS)
     expiring = chain.job(BOB, operand(64, 64, 9), operand(64, 64, 8), price=1, expiry=20)
     finished = chain.job(ALICE, operand(128, 64), operand(64, 64, 1), rows=64)
@@ -216,7 +216,7 @@ def test_the_order_within_a_block() -> None:
     opened = chain.job(ALICE, operand(64, 64, 5), operand(64, 64, 6), price=1 << 22)
     node = chain.mine([opened.transaction], [chain.result(held[1])], packet=held[0])
     kinds = [type(event) for event in node.transition.events]
-    assert kinds == [Answered, Answered, Completed, Opened, Closed, Missed, Missed, Missed, *[Dealt] * 2]
+    assert kinds == [Answered, Answered, Completed, Opened, Missed, Missed, Missed, Closed, *[Dealt] * 2]
     assert [e.won for e in node.transition.events if isinstance(e, Answered)] == [True, False]
     node = chain.mine()
     assert [e.job for e in node.transition.events if isinstance(e, Closed)] == [expiring.id]

@@ -37,7 +37,7 @@ from tests.builders import (
 
 FEE = 64 * 64 * 192
 """Grains for a packet of 64×64×64 at a grain a MAC."""
-WINDOW, GRACE_BLOCKS = 10, 4
+WINDOW = 10
 HELD_BY = (DAVE, ERIN, FRANK, GRACE, HEIDI)
 
 
@@ -85,26 +85,13 @@ def test_a_fee_is_by_macs_with_the_recovery_rounded_up(price: int, shape: tuple[
     assert jobs.packet_fee(regtest(), price, Shape(m, k, n)) == fee
 
 
-@pytest.mark.parametrize(
-    ("fees", "threshold", "escrow"),
-    [
-        ([100, 100, 100], 3, 300),
-        ([100, 103, 107], 2, 107 + 103 + 25),
-        ([107, 103, 101], 1, 107 + 25 + 25),
-        ([101], 1, 101),
-    ],
-)
-def test_escrow_is_the_k_largest_fees_and_a_quarter_of_the_rest(fees: list[int], threshold: int, escrow: int) -> None:
-    assert jobs.escrow_of(fees, threshold) == escrow
-
-
-def test_submitting_locks_the_escrow() -> None:
+def test_submitting_locks_the_sum_of_the_fees_whatever_the_threshold() -> None:
     chain = ChainBuilder(worked=False)
     job = four_packets(chain, threshold=3)
     node = chain.mine([job.transaction])
     group = chain.group(job)
     assert group is not None
-    assert group.escrow == 3 * FEE + FEE // 4
+    assert group.escrow == 4 * FEE
     assert chain.balance(ALICE) == FUNDS - group.escrow - node.transition.receipts[0].fee
     assert (group.packets, group.threshold, group.done, group.held) == (4, 3, 0, 0)
 
@@ -225,7 +212,7 @@ def test_a_results_fee_is_split_exactly() -> None:
     before, supply = chain.balance(worker), chain.supply()[0]
     chain.mine(results=[chain.result(packet_id)])
     (answer,) = events(chain, Answered)
-    assert (answer.fee, answer.burned, answer.share, answer.late, answer.won) == (786_432, 78_643, 15_728, False, False)
+    assert (answer.fee, answer.burned, answer.share, answer.won) == (786_432, 78_643, 15_728, False)
     assert chain.balance(worker) == before + 786_432 - 78_643 - 15_728
     assert chain.supply()[0] == supply + 50 * TILE - 78_643
     included = chain.height
@@ -240,37 +227,37 @@ def test_a_results_fee_is_split_exactly() -> None:
 def test_the_least_fees_burn() -> None:
     chain, job = opened(threshold=1, price=1)
     chain.mine(results=[chain.result(job.packets[0]), chain.result(job.packets[1])])
-    full, late = events(chain, Answered)
-    assert (full.fee, full.burned, full.share) == (100, 10, 2)
-    assert (late.fee, late.burned, late.share, late.late) == (25, 2, 0, True)
+    for answer in events(chain, Answered):
+        assert (answer.fee, answer.burned, answer.share) == (100, 10, 2)
 
 
-def test_the_first_k_in_chain_order_are_paid_in_full_and_the_rest_a_quarter() -> None:
+def test_every_answer_is_paid_in_full_in_any_order() -> None:
+    """Nobody gains by ordering Results: those beyond the threshold are worth as much as those before it."""
     chain, job = opened(threshold=2)
     chain.mine(results=[chain.result(job.packets[i]) for i in (3, 1, 0, 2)])
     fees = [(answer.packet_id, answer.fee) for answer in events(chain, Answered)]
     assert fees == [
         (job.packets[3], FEE),
         (job.packets[1], FEE),
-        (job.packets[0], FEE // 4),
-        (job.packets[2], FEE // 4),
+        (job.packets[0], FEE),
+        (job.packets[2], FEE),
     ]
     assert events(chain, Closed) == [Closed(job.id, ALICE.address, 0, 4, Ending.COMPLETED)]
     assert leftovers(chain) == 0
 
 
-def test_completion_leaves_grace_for_held_packets() -> None:
+def test_what_is_held_at_completion_keeps_its_window_and_is_not_fined() -> None:
     chain, job = opened(threshold=2)
     chain.mine(results=[chain.result(job.packets[i]) for i in (0, 1)])
     completed = chain.height
     assert chain.group(job) is not None
-    chain.mine(count=GRACE_BLOCKS - 1)
+    chain.mine(count=WINDOW - 2)
     chain.mine(results=[chain.result(job.packets[2])])
-    assert chain.height == completed + GRACE_BLOCKS
-    assert events(chain, Answered)[0].fee == FEE // 4
+    assert chain.height == 9 + WINDOW
+    assert events(chain, Answered)[0].fee == FEE
     worker = next(w for w in (DAVE, ERIN, FRANK, GRACE) if chain.worker(w).seen < completed)
     assert events(chain, Dropped) == [Dropped(job.id, job.packets[3], worker.address)]
-    assert events(chain, Closed) == [Closed(job.id, ALICE.address, FEE // 4, 3, Ending.COMPLETED)]
+    assert events(chain, Closed) == [Closed(job.id, ALICE.address, FEE, 3, Ending.COMPLETED)]
     record = chain.worker(worker)
     assert (record.bond, record.slots, record.missed) == (100 * TILE, (), 0), "dropped is not missed"
     assert leftovers(chain) == 0
@@ -289,7 +276,7 @@ def test_completion_withdraws_what_is_queued_and_returns_its_escrow() -> None:
     balance = chain.balance(ALICE)
     chain.mine(results=chain.answers(job))
     assert chain.group(job) is None
-    assert chain.balance(ALICE) == balance + 2 * (FEE // 4)
+    assert chain.balance(ALICE) == balance + 2 * FEE
     assert leftovers(chain) == 0
 
 
@@ -297,18 +284,18 @@ def test_a_result_after_the_closing_is_refused() -> None:
     chain, job = opened(threshold=2)
     late = chain.result(job.packets[3])
     chain.mine(results=[chain.result(job.packets[i]) for i in (0, 1)])
-    chain.mine(count=GRACE_BLOCKS)
+    chain.mine(count=WINDOW - 1)
     chain.reject(Reason.UNKNOWN_PACKET, results=[late])
 
 
-def test_a_late_packets_deadline_is_forgotten() -> None:
-    """Its own window may end before the grace does: that is no miss."""
+def test_a_window_that_ends_as_the_group_completes_is_no_miss() -> None:
     chain, job = opened(threshold=2)
     chain.mine(count=WINDOW - 1)
     chain.mine(results=[chain.result(job.packets[i]) for i in (0, 1)])
     assert chain.height == 9 + WINDOW, "the last block of everybody's window"
-    chain.mine(results=[chain.result(job.packets[2])])
     assert events(chain, Missed) == []
+    assert len(events(chain, Dropped)) == 2
+    assert events(chain, Closed) == [Closed(job.id, ALICE.address, 2 * FEE, 2, Ending.COMPLETED)]
 
 
 def test_the_window_is_as_long_as_it_says() -> None:
@@ -483,7 +470,7 @@ def test_a_cancelled_group_still_completes_at_its_threshold() -> None:
     chain.mine([chain.cancel(ALICE, job)])
     chain.mine(results=[chain.result(held[0])])
     chain.mine(results=[chain.result(held[1])])
-    assert events(chain, Answered)[0].fee == FEE // 4
+    assert events(chain, Answered)[0].fee == FEE
     assert events(chain, Closed)[0].why == Ending.COMPLETED
 
 
@@ -507,26 +494,3 @@ def test_cancelling_a_complete_job_fails() -> None:
     chain, job = opened(threshold=1)
     chain.mine(results=[chain.result(job.packets[0])])
     assert chain.mine([chain.cancel(ALICE, job)]).transition.receipts[0].reason == "already-cancelled"
-
-
-def test_a_late_answer_of_a_worker_whose_bond_has_returned_is_refused() -> None:
-    """Retired at the start of the window, gone before the grace of a group that completed at its end: nobody to pay,
-    in a Result or as the block's own unit; and the group closes without a slot to free."""
-    for own_unit in (False, True):
-        chain, job = opened(threshold=1, workers=(DAVE, ERIN))
-        gone, stays = (chain.held(job)[i] for i in (0, 1))
-        worker = chain.holder(gone)
-        assert worker is not None
-        chain.mine([chain.retire(worker)])
-        chain.mine(count=WINDOW - 2)
-        chain.mine(results=[chain.result(stays)])
-        assert chain.height == 9 + WINDOW
-        chain.mine(count=2)
-        assert chain.holder(gone) is worker
-        if own_unit:
-            chain.reject(Reason.UNKNOWN_WORKER, packet=gone)
-        else:
-            chain.reject(Reason.UNKNOWN_WORKER, results=[chain.result(gone)])
-        chain.mine(count=2)
-        assert leftovers(chain) == 0
-        assert chain.supply()[0] == chain.supply()[1]

@@ -47,8 +47,7 @@ def test_a_row_answers_for_its_kind(payload: Payload) -> None:
 
 
 def test_what_leaves_the_sender() -> None:
-    fees = jobs.job_fees(RULES, JOB)
-    expected = [7, 700, 0, jobs.escrow_of(fees, 1), 0]
+    expected = [7, 700, 0, sum(jobs.job_fees(RULES, JOB)), 0]
     assert [payloads.outlay(RULES, payload) for payload in EXAMPLES] == expected
     assert payloads.kind_of(JOB).spends(JOB) == 0, "an escrow is told by its event, not by the payment"
 

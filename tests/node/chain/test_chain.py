@@ -341,7 +341,7 @@ def test_headers_after_a_locator_follow_the_fork(builder: ChainBuilder) -> None:
 
 
 def test_tensors_are_dropped_after_their_retention(builder: ChainBuilder) -> None:
-    rules = regtest(retention=20, max_reorg=4, window=10, grace=4)
+    rules = regtest(retention=20, max_reorg=4, window=10)
     builder = ChainBuilder(rules)
     builder.mine(count=25)
     chain = open_chain(builder)

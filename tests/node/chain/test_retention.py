@@ -40,7 +40,7 @@ def test_a_later_blocks_shorter_duty_never_shortens_an_earlier_ones(at_once: boo
     commitment = job.payload.operands()[0].commitment
     until = store.get(schema.tensor_until(commitment))
     assert until is not None
-    expected = 900 + builder.params.grace + builder.params.retention
+    expected = 900 + builder.params.retention
     assert schema.unpack_height(until) == expected
     duties = [schema.unpack_tensor_expiry(key) for key, _ in store.scan(schema.TENSOR_EXPIRY)]
     assert [height for height, kept in duties if kept == commitment] == [expected], "and no other duty is left behind"

@@ -199,7 +199,7 @@ async def test_held_packets_come_by_deadline_and_those_of_complete_groups_last()
     held = rig.producer.held(DAVE.address)
     assert [(h.packet_id, h.complete) for h in held] == [(late.packets[0], False), (early.packets[1], True)]
     assert held[0].deadline == rig.builder.packet(late.packets[0]).dealt_at + rig.params.window
-    assert held[1].deadline == rig.chain.tip.height + rig.params.grace
+    assert held[1].deadline == rig.builder.packet(early.packets[1]).dealt_at + rig.params.window
     assert rig.producer.held(MINER.address) == []
 
 

@@ -79,17 +79,20 @@ def test_a_missed_window_and_a_second_worker() -> None:
     assert "1 window(s) passed unanswered" in story["verdict"]
 
 
-def test_surplus_packets_are_paid_a_quarter_or_dropped() -> None:
+def test_surplus_packets_are_paid_in_full_or_dropped() -> None:
     world = with_workers(DAVE, ERIN, FRANK)
     bought = small_job(world, ALICE, packets=3, threshold=1)
     world.mine([bought.transaction])
     first, second, third = world.builder.held(bought)
     world.mine(results=[world.builder.result(first)])
     assert job(world, bought)["status"] == "complete"
-    assert packets(world, bought)[bought.packets.index(third)]["deadline"] == world.chain.tip.height + 4
+    assert (
+        packets(world, bought)[bought.packets.index(third)]["deadline"]
+        == world.chain.tip.height - 1 + world.builder.params.window
+    )
     world.mine(results=[world.builder.result(second)])
-    assert "a quarter because the job was complete already" in verdict(world, second)
-    world.mine(count=world.builder.params.grace)
+    assert f"of a fee of {fees_of(world.builder, bought)[0]} " in verdict(world, second)
+    world.mine(count=world.builder.params.window)
     assert job(world, bought)["status"] == "closed"
     assert verdict(world, third).startswith("Nobody was paid: the job had the 1 results that it needs")
     assert packets(world, bought)[bought.packets.index(third)]["status"] == "withdrawn"
@@ -117,7 +120,7 @@ def test_a_cancelled_job_that_completes_all_the_same() -> None:
     first, second = world.builder.held(bought)
     world.mine([world.builder.cancel(ALICE, bought)])
     world.mine(results=[world.builder.result(first)])
-    world.mine(count=world.builder.params.grace)
+    world.mine(count=world.builder.params.window)
     job_id = bought.id.hex()
     assert "its owner cancelled the job" in verdict(world, waiting, job=job_id)
     assert "the job had the 1 results that it needs" in verdict(world, second)
