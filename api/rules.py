@@ -53,6 +53,7 @@ class ParamsView(Struct, frozen=True):
     registration_delay: Count
     deal_lag: Count
     max_examined: Count
+    max_closed: Count
     idle_m: Count
     idle_n: Count
     idle_k: Count

@@ -74,7 +74,6 @@ class Cancelled(Value, frozen=True, tag=6):
     """The owner withdrew the packets that nobody held."""
 
     job: Hash
-    withdrawn: U32
 
 
 class Ending(IntEnum):

@@ -21,7 +21,11 @@ PROTOCOL_VERSION = 2
 
 MAX_TX_BYTES = 128 << 10
 MAX_BODY_BYTES = 1 << 20
+MAX_BODY_TX_BYTES = MAX_BODY_BYTES * 3 // 4
+"""Of a body, what transactions may take: a quarter is always there for Results, whatever tips are offered."""
 MAX_TENSOR_BYTES = 32 << 20
+MAX_OPERAND_BYTES = MAX_TENSOR_BYTES // 2
+"""Of the tensors that a block obliges, what new jobs' operands may take: the other half is there for products."""
 MAX_MEMO_BYTES = 256
 MAX_OUTPUTS = 1024
 MAX_PACKETS = 1024
@@ -108,6 +112,9 @@ class ChainParams(Value, frozen=True):
     """The draw at h uses the ticket of block h − 4: its miner could not know whom it would favour."""
     max_examined: int = 256
     """Queued packets looked at per block; bounds the cost of dealing."""
+    max_closed: int = 2_048
+    """Packets of ended groups forgotten per block, the rest in the blocks after it: two of the largest groups, a tenth
+    of a devnet spacing. They were paid for when they were opened."""
     idle_m: int = 256
     idle_n: int = 256
     idle_k: int = 2048

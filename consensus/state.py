@@ -160,7 +160,11 @@ class Packet(Value, frozen=True):
 
 
 class Group(Value, frozen=True):
-    """A job's group of packets. `closes_at` is its expiry until it ends; `completed_at` is 0 until it completes."""
+    """A job's group of packets. `completed_at` is 0 until it completes.
+
+    `closes_at` is the height from which its closing is due: its expiry until it ends, 0 once only held ones are left.
+    `swept` counts the packets, in order, that its closing has passed: of those, only held ones are still in the state.
+    """
 
     owner: Address
     packets: U32
@@ -176,6 +180,12 @@ class Group(Value, frozen=True):
     held: U32 = 0
     completed_at: U63 = 0
     cancelled: bool = False
+    swept: U32 = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more of it is dealt: it has what it needs, or its owner withdrew it."""
+        return self.completed_at > 0 or self.cancelled
 
 
 class Reward(Value, frozen=True):

@@ -20,8 +20,9 @@ from consensus.codec import Hash, Value, encode
 from consensus.errors import BadProof, ConsensusError, Reason
 from consensus.params import (
     MAX_BODY_BYTES,
+    MAX_BODY_TX_BYTES,
+    MAX_OPERAND_BYTES,
     MAX_TARGET,
-    MAX_TENSOR_BYTES,
     MAX_TX_BYTES,
     PROTOCOL_VERSION,
     ChainParams,
@@ -117,12 +118,15 @@ def check_body(params: ChainParams, genesis_hash: bytes, block: Block) -> None:
         answered.append(block.header.core.unit.packet_id)
     if len(set(answered)) != len(answered):
         raise ConsensusError(Reason.DUPLICATE_RESULT, f"{len(answered)} results", "one a packet")
+    offered = sum(len(encode(tx)) for tx in body.transactions)
+    if offered > MAX_BODY_TX_BYTES:
+        raise ConsensusError(Reason.BODY_TOO_LARGE, f"transactions of {offered} bytes", MAX_BODY_TX_BYTES)
     for tx in body.transactions:
         check_transaction(params, tx)
     # Before anything is fetched; the Results' products are added in execution, where their shapes are known.
     obliged = sum({spec.commitment: spec.size for spec in obliged_operands(body)}.values())
-    if obliged > MAX_TENSOR_BYTES:
-        raise ConsensusError(Reason.TOO_MANY_TENSOR_BYTES, obliged, MAX_TENSOR_BYTES)
+    if obliged > MAX_OPERAND_BYTES:
+        raise ConsensusError(Reason.TOO_MANY_TENSOR_BYTES, obliged, MAX_OPERAND_BYTES)
 
 
 def check_signatures(genesis_hash: bytes, transactions: Sequence[Transaction]) -> None:

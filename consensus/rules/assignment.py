@@ -58,15 +58,15 @@ def deal(execution: Execution, randomness: bytes) -> None:
 
 
 def _examined(execution: Execution) -> list[tuple[bytes, Packet, Group]]:
-    """The packets at the queue's head. Those too close to their expiry for a whole window leave the queue for good,
-    so that they do not block others."""
+    """The packets at the queue's head. Those of ended groups, and those too close to their expiry for a whole window,
+    leave the queue for good, so that they do not block others."""
     examined = []
     for _, entry in list(islice(QUEUE.scan(execution.state), execution.params.max_examined)):
         packet = PACKETS.get(execution.state, entry.packet_id)
         assert packet is not None, "a queued packet that does not exist"
         group = GROUPS.get(execution.state, packet.job)
         assert group is not None, "a packet without its group"
-        if execution.height + execution.params.window < group.expiry:
+        if not group.ended and execution.height + execution.params.window < group.expiry:
             examined.append((entry.packet_id, packet, group))
         else:
             jobs.dequeue(execution, group, packet)

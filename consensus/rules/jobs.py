@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from consensus import events
 from consensus.codec import MAX_AMOUNT
 from consensus.errors import ConsensusError, Reason
-from consensus.params import MAX_PACKETS, MAX_TENSOR_BYTES, ChainParams
+from consensus.params import MAX_OPERAND_BYTES, MAX_PACKETS, ChainParams
 from consensus.rules import workers
 from consensus.rules.execution import Execution
 from consensus.shape import MAX_UNIT_BYTES, Shape, is_side
@@ -65,9 +65,8 @@ def check(params: ChainParams, job: SubmitJob) -> None:
         if size > MAX_UNIT_BYTES:
             raise ConsensusError(Reason.UNIT_TOO_LARGE, size, MAX_UNIT_BYTES)
     operand_bytes = sum(spec.size for spec in job.operands())
-    room = MAX_TENSOR_BYTES - params.idle_shape.product_bytes
-    if operand_bytes > room:  # no block could hold it, not even one whose own unit is idle
-        raise ConsensusError(Reason.TOO_MANY_TENSOR_BYTES, operand_bytes, room)
+    if operand_bytes > MAX_OPERAND_BYTES:  # no block could hold it
+        raise ConsensusError(Reason.TOO_MANY_TENSOR_BYTES, operand_bytes, MAX_OPERAND_BYTES)
     total = sum(job_fees(params, job))
     if total > MAX_AMOUNT:
         raise ConsensusError(Reason.AMOUNT_OVERFLOW, total, MAX_AMOUNT)
@@ -111,12 +110,10 @@ def cancel(execution: Execution, body: TxBody, job: bytes) -> None:
         raise ConsensusError(Reason.UNKNOWN_JOB, job, "an open job")
     if group.owner != body.address:
         raise ConsensusError(Reason.NOT_OWNER, body.address, group.owner)
-    if group.cancelled or group.completed_at:
+    if group.ended:
         raise ConsensusError(Reason.ALREADY_CANCELLED, "cancelled" if group.cancelled else "complete", "an open job")
-    withdrawn = withdraw_queued(execution, job, group)
-    group = replace(group, cancelled=True)
-    execution.events.append(events.Cancelled(job, withdrawn))
-    GROUPS.put(execution.state, _released(execution, job, group), job)
+    execution.events.append(events.Cancelled(job))
+    GROUPS.put(execution.state, replace(_due_now(execution, job, group), cancelled=True), job)
 
 
 def enqueue(execution: Execution, group: Group, packet: Packet) -> None:
@@ -131,20 +128,6 @@ def enqueue(execution: Execution, group: Group, packet: Packet) -> None:
 def dequeue(execution: Execution, group: Group, packet: Packet) -> None:
     """Take a packet out of the queue."""
     QUEUE.delete(execution.state, *_queue_key(group, packet))
-
-
-def withdraw_queued(execution: Execution, job: bytes, group: Group) -> int:
-    """Take a group's waiting packets out of the queue for good; returns how many."""
-    withdrawn = 0
-    for index in range(group.packets):
-        packet_id = packet_id_of(job, index)
-        packet = PACKETS.get(execution.state, packet_id)
-        assert packet is not None, "a group without its packet"
-        if packet.status == PacketStatus.QUEUED:
-            dequeue(execution, group, packet)
-            PACKETS.put(execution.state, replace(packet, status=PacketStatus.WITHDRAWN), packet_id)
-            withdrawn += 1
-    return withdrawn
 
 
 def held_packet(execution: Execution, packet_id: bytes, worker: bytes) -> Packet:
@@ -172,15 +155,16 @@ def answer(execution: Execution, packet_id: bytes, packet: Packet, product: byte
     execution.reward += share
     execution.credit(packet.worker, fee - burned - share)
     workers.answered(execution, packet.worker, packet_id, burned)
-    PACKETS.put(execution.state, replace(packet, status=PacketStatus.DONE), packet_id)
+    _settle(execution, group, packet_id, packet, PacketStatus.DONE)
     DEADLINES.delete(execution.state, deadline(execution.params, packet), packet_id)
     execution.events.append(events.Answered(packet.job, packet_id, packet.worker, product, fee, burned, share, won))
     group = replace(group, escrow=group.escrow - fee, done=group.done + 1, held=group.held - 1)
     if group.done == group.threshold:
-        withdraw_queued(execution, packet.job, group)
         execution.events.append(events.Completed(packet.job))
+        if not group.ended:
+            group = _due_now(execution, packet.job, group)
         group = replace(group, completed_at=execution.height)
-    GROUPS.put(execution.state, _released(execution, packet.job, group), packet.job)
+    GROUPS.put(execution.state, _let_go(execution, packet.job, group), packet.job)
 
 
 def end_windows(execution: Execution) -> None:
@@ -201,23 +185,25 @@ def end_windows(execution: Execution) -> None:
             fine = workers.missed(execution, packet.worker, packet_id)
             execution.events.append(events.Missed(packet.job, packet_id, packet.worker, fine))
         group = replace(group, held=group.held - 1)
-        if group.completed_at or group.cancelled:
-            PACKETS.put(execution.state, replace(packet, status=PacketStatus.WITHDRAWN), packet_id)
+        if group.ended:
+            _settle(execution, group, packet_id, packet, PacketStatus.WITHDRAWN)
         else:
             enqueue(execution, group, packet)
-        GROUPS.put(execution.state, _released(execution, packet.job, group), packet.job)
+        GROUPS.put(execution.state, _let_go(execution, packet.job, group), packet.job)
 
 
 def close_due(execution: Execution) -> None:
-    """Close the groups that are due at this height: expired, or ended with nothing held any more."""
-    for job, _ in list(CLOSINGS.scan(execution.state, execution.height)):
-        group = GROUPS.get(execution.state, job)
-        assert group is not None, "a scheduled closing without its group"
-        if group.completed_at:
-            why = events.Ending.COMPLETED
-        else:
-            why = events.Ending.CANCELLED if group.cancelled else events.Ending.EXPIRED
-        _close(execution, job, group, why)
+    """Go on closing the groups that are due, oldest first: expired ones, and those that have ended.
+
+    At most `max_closed` packets are forgotten in a block, whatever falls due at one height; the rest follows in the
+    next blocks. What an opening may cost later was paid when it was opened.
+    """
+    left = execution.params.max_closed
+    for key, _ in CLOSINGS.scan(execution.state):
+        due_at, job = int.from_bytes(key[:8], "big"), key[8:]
+        if due_at > execution.height or left <= 0:
+            return
+        left -= _sweep(execution, job, left)
 
 
 def deadline(params: ChainParams, packet: Packet) -> int:
@@ -225,30 +211,63 @@ def deadline(params: ChainParams, packet: Packet) -> int:
     return packet.dealt_at + params.window
 
 
-def _released(execution: Execution, job: bytes, group: Group) -> Group:
-    """The group, due to close now if it has ended and nobody holds any of it."""
-    if group.held or not (group.completed_at or group.cancelled):
-        return group
-    CLOSINGS.delete(execution.state, group.closes_at, job)
+def _settle(execution: Execution, group: Group, packet_id: bytes, packet: Packet, status: PacketStatus) -> None:
+    """Note how a held packet ended; behind the sweep of its group's closing, forget it."""
+    if packet.index < group.swept:
+        PACKETS.delete(execution.state, packet_id)
+    else:
+        PACKETS.put(execution.state, replace(packet, status=status), packet_id)
+
+
+def _due_now(execution: Execution, job: bytes, group: Group) -> Group:
+    """The group, its closing due from this height on."""
+    if group.closes_at:
+        CLOSINGS.delete(execution.state, group.closes_at, job)
     CLOSINGS.put(execution.state, Mark(), execution.height, job)
     return replace(group, closes_at=execution.height)
 
 
-def _close(execution: Execution, job: bytes, group: Group, why: events.Ending) -> None:
-    """Forget the group and its packets and return the unspent escrow."""
-    for index in range(group.packets):
+def _let_go(execution: Execution, job: bytes, group: Group) -> Group:
+    """The group after one of its holders is done: if only held packets were left, the last of them lets it close."""
+    waits_for_holders = group.ended and not group.closes_at
+    return _due_now(execution, job, group) if waits_for_holders and not group.held else group
+
+
+def _sweep(execution: Execution, job: bytes, limit: int) -> int:
+    """Forget at most `limit` packets of a group that is due; after the last, the group itself. Returns what that cost.
+
+    Held packets stay until their own end, and the group until theirs; then the unspent escrow returns.
+    """
+    group = GROUPS.get(execution.state, job)
+    assert group is not None, "a scheduled closing without its group"
+    until = min(group.packets, group.swept + limit)
+    for index in range(group.swept, until):
         packet_id = packet_id_of(job, index)
         packet = PACKETS.get(execution.state, packet_id)
         assert packet is not None, "a group without its packet"
-        # Nothing is dealt whose window would reach the expiry, and other ends wait for what is held.
-        assert packet.status != PacketStatus.HELD, "a group that closes while a packet is held"
         if packet.status == PacketStatus.QUEUED:
             dequeue(execution, group, packet)
-        PACKETS.delete(execution.state, packet_id)
+        if packet.status != PacketStatus.HELD:
+            PACKETS.delete(execution.state, packet_id)
+    cost = max(1, until - group.swept)
+    group = replace(group, swept=until)
+    if until < group.packets:
+        GROUPS.put(execution.state, group, job)
+        return cost
     CLOSINGS.delete(execution.state, group.closes_at, job)
+    if group.held:
+        GROUPS.put(execution.state, replace(group, closes_at=0), job)
+        return cost
     GROUPS.delete(execution.state, job)
     execution.credit(group.owner, group.escrow)
-    execution.events.append(events.Closed(job, group.owner, group.escrow, group.done, why))
+    execution.events.append(events.Closed(job, group.owner, group.escrow, group.done, _ending(group)))
+    return cost
+
+
+def _ending(group: Group) -> events.Ending:
+    if group.completed_at:
+        return events.Ending.COMPLETED
+    return events.Ending.CANCELLED if group.cancelled else events.Ending.EXPIRED
 
 
 def _queue_key(group: Group, packet: Packet) -> tuple[int, int, bytes]:

@@ -15,7 +15,7 @@ from consensus import state, transition
 from consensus.block import Body
 from consensus.codec import encode
 from consensus.errors import ConsensusError, MissingTensor
-from consensus.params import MAX_BODY_BYTES, MAX_TENSOR_BYTES
+from consensus.params import MAX_BODY_BYTES, MAX_BODY_TX_BYTES, MAX_OPERAND_BYTES, MAX_TENSOR_BYTES
 from consensus.proofs.products import Products, check_operands
 from consensus.rules import payloads
 from consensus.rules.execution import Execution
@@ -89,7 +89,8 @@ def assemble(chain: MinedChain, pool: Mempool, results: ResultPool, reserve_byte
     pinned = PinnedState(chain, tip)
     state_root = state.root_of(pinned)
     execution = Execution(chain.params, pinned, tip.height + 1, miner=bytes(20))
-    room = _Room(execution, MAX_TENSOR_BYTES - reserve_bytes)
+    room = _Room(MAX_BODY_BYTES - _FRAME_BYTES, MAX_TENSOR_BYTES - reserve_bytes)
+    offered = _Room(MAX_BODY_TX_BYTES, MAX_OPERAND_BYTES)
     chosen_results = []
     for result in results.pending():
         packet = state.PACKETS.get(execution.state, result.body.packet_id)
@@ -108,7 +109,7 @@ def assemble(chain: MinedChain, pool: Mempool, results: ResultPool, reserve_byte
     for pending in pool.best(execution.ledger.base_fee, MAX_TRIED):
         operands = payloads.operands(pending.tx)
         size, tensors = len(encode(pending.tx)), {operand.commitment: operand.size for operand in operands}
-        if not room.fits(size, tensors):
+        if not (room.fits(size, tensors) and offered.fits(size, tensors)):
             continue
         try:
             check_operands(chain.products, operands)
@@ -116,6 +117,7 @@ def assemble(chain: MinedChain, pool: Mempool, results: ResultPool, reserve_byte
         except (ConsensusError, MissingTensor):
             continue
         room.take(size, tensors)
+        offered.take(size, tensors)
         chosen.append(pending.tx)
         if execution.gas_used + chain.params.gas.transaction > chain.params.gas_limit:
             break
@@ -126,10 +128,9 @@ def assemble(chain: MinedChain, pool: Mempool, results: ResultPool, reserve_byte
 class _Room:
     """What is left of a body's bytes and of the tensors that a block may oblige, each counted once."""
 
-    def __init__(self, execution: Execution, tensor_limit: int) -> None:
-        self._execution = execution
+    def __init__(self, body_limit: int, tensor_limit: int) -> None:
+        self._left = body_limit
         self._tensor_limit = tensor_limit
-        self._left = MAX_BODY_BYTES - _FRAME_BYTES
         self._tensors: dict[bytes, int] = {}
         self.tensor_bytes = 0
 

@@ -100,7 +100,7 @@ def job_view(record: JobRecord, text: Text) -> JobView:
         mode=payload.mode,
         done=len(answers),
         held=0 if group is None else group.held,
-        queued=sum(packet.status == PacketStatus.QUEUED for packet in record.packets.values()),
+        queued=sum(_packet_status(record, packet, False) == "queued" for packet in record.packets.values()),
         escrow=0 if group is None else group.escrow,
         opened_at=None if opening is None else opening[0],
         completed_at=None if completion is None else completion[0],
@@ -192,7 +192,7 @@ def tell(event: Event, text: Text) -> str:
         case events.Completed():
             return "the job has all results that it needs; packets still held may be answered in their windows"
         case events.Cancelled():
-            return f"cancelled by its owner: {event.withdrawn} packets that nobody held were withdrawn"
+            return "cancelled by its owner: packets that nobody held are withdrawn"
         case events.Closed():
             why = ("complete", "expired", "cancelled")[event.why]
             return f"closed ({why}) with {event.done} results; {event.refund} grains went back to {text(event.owner)}"
@@ -228,7 +228,8 @@ def _job_status(record: JobRecord) -> JobStatus:
 
 def _packet_status(record: JobRecord, packet: Packet | None, answered: bool) -> PacketState:
     if packet is not None:
-        return _STATUS[packet.status]
+        waits_in_vain = packet.status == PacketStatus.QUEUED and record.group is not None and record.group.ended
+        return "withdrawn" if waits_in_vain else _STATUS[packet.status]
     if answered:
         return "done"
     return "queued" if not record.events else "withdrawn"
@@ -245,7 +246,7 @@ def _verdict(record: JobRecord, packet_id: bytes, text: Text) -> str:
     if packet is not None and packet.status == PacketStatus.HELD:
         until = jobs.deadline(record.params, packet)
         return f"Nobody is paid yet: {text(packet.worker)} holds it and may answer through height {until}.{before}"
-    if packet is not None and packet.status == PacketStatus.QUEUED:
+    if packet is not None and _packet_status(record, packet, False) == "queued":
         return f"Nobody is paid yet: it waits in the queue for a worker who is able to take it.{before}"
     if not record.events:
         return "Nobody is paid yet: the job's transaction waits for a block."

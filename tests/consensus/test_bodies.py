@@ -26,7 +26,6 @@ from tests.builders import (
     ChainBuilder,
     Key,
     operand,
-    regtest,
     worker_chain,
 )
 
@@ -68,12 +67,13 @@ def test_a_wrong_body_root(chain: ChainBuilder) -> None:
 
 
 def test_a_body_is_at_most_one_mib(chain: ChainBuilder) -> None:
-    """Eight transactions of 127 KiB fit, nine do not."""
+    """Of it, transactions take three quarters: six of 127 KiB fit, seven do not. The rest is there for Results."""
     keys = [Key(f"sender {n}") for n in range(9)]
     big = [chain.tx(key, Transfer((Output(BOB.address, 2**40),) * 4061)) for key in keys]
     assert 8 * len(encode(big[0])) < 2**20 < 9 * len(encode(big[0]))
     chain.reject(Reason.BODY_TOO_LARGE, big)
-    chain.reject(Reason.BAD_PAYLOAD, big[:8])
+    chain.reject(Reason.BODY_TOO_LARGE, big[:7])
+    chain.reject(Reason.BAD_PAYLOAD, big[:6])
 
 
 def test_a_transaction_stands_once(chain: ChainBuilder) -> None:
@@ -86,26 +86,26 @@ def huge(n: int, rows: int = 4096) -> SubmitJob:
     return SubmitJob((Operand(bytes([n]) * 32, rows, 4096),), (Operand(bytes(32), 4096, 64),), (Pair(0, 0),), 1, 1, 100)
 
 
-def test_operands_of_more_than_32_mib_are_refused_before_anything_is_fetched(chain: ChainBuilder) -> None:
-    block = chain.candidate([chain.tx(ALICE, huge(1)), chain.tx(BOB, huge(2))]).block
+def test_operands_of_more_than_16_mib_are_refused_before_anything_is_fetched(chain: ChainBuilder) -> None:
+    block = chain.candidate([chain.tx(ALICE, huge(1, 2048)), chain.tx(BOB, huge(2, 2048))]).block
     with pytest.raises(ConsensusError) as caught:
         validation.check_body(chain.params, chain.genesis_hash, block)
     assert caught.value.reason == Reason.TOO_MANY_TENSOR_BYTES
-    assert (caught.value.got, caught.value.expected) == (2**25 + 2**18, 33_554_432)
+    assert (caught.value.got, caught.value.expected) == (2**24 + 2**18, 16_777_216)
 
 
 def test_a_job_that_no_block_could_hold_is_refused_by_itself() -> None:
-    """Else it would lie in pools for ever, or spoil the blocks of those who take it. An idle unit's product of 256 KiB
-    must fit beside its operands: 16 + 15.5 MiB and 256 KiB of a right operand do, 64 rows more do not."""
-    chain = ChainBuilder(regtest(idle_m=256, idle_n=256), worked=False)
+    """Else it would lie in pools for ever, or spoil the blocks of those who take it. 8 + 7.75 MiB
+    and 256 KiB of a right operand fit, 64 rows more do not."""
+    chain = ChainBuilder(worked=False)
 
     def job(rows: int) -> SubmitJob:
-        first, second = huge(1), huge(2, rows)
+        first, second = huge(1, 2048), huge(2, rows)
         return replace(first, lefts=first.lefts + second.lefts, packets=(Pair(0, 0), Pair(1, 0)))
 
-    validation.check_transaction(chain.params, chain.tx(ALICE, job(3968)))
-    with pytest.raises(ConsensusError, match="too-many-tensor-bytes: got 33554432, expected 33292288"):
-        validation.check_transaction(chain.params, chain.tx(ALICE, job(4032)))
+    validation.check_transaction(chain.params, chain.tx(ALICE, job(1984)))
+    with pytest.raises(ConsensusError, match="too-many-tensor-bytes: got 17039360, expected 16777216"):
+        validation.check_transaction(chain.params, chain.tx(ALICE, job(2048)))
 
 
 def test_a_tensor_counts_once_however_many_jobs_name_it(chain: ChainBuilder) -> None:

@@ -45,6 +45,8 @@ def test_devnet_and_mainnet_as_agreed() -> None:
 def test_limits_as_agreed() -> None:
     assert params.MAX_TX_BYTES == 131_072
     assert params.MAX_BODY_BYTES == 1_048_576
+    assert params.MAX_BODY_TX_BYTES == 786_432
+    assert params.MAX_OPERAND_BYTES == 16_777_216
     assert params.MAX_TENSOR_BYTES == shape.MAX_UNIT_BYTES == 33_554_432
     assert shape.MAX_DIMENSION == 4_096
     assert params.MAX_TARGET == 2**254 - 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from consensus.params import MAX_PACKETS, MAX_TENSOR_BYTES, MAX_TX_BYTES, ChainParams
+from consensus.params import MAX_OPERAND_BYTES, MAX_PACKETS, MAX_TX_BYTES, ChainParams
 from consensus.shape import MAX_DIMENSION, MAX_UNIT_BYTES, OPERAND_BOUND, TILE_SIDE, Shape
 from consensus.tensor import COLUMNS, Tensor
 from wallet.client.matrices import INT32_MAX, Int8Matrix, Int32Matrix
@@ -27,8 +27,8 @@ MIN_UNIT_BYTES = Shape(TILE_SIDE, TILE_SIDE, TILE_SIDE).unit_bytes
 MAX_PRODUCT_PACKETS = 1 << 16
 """Packets of one product, over all its jobs: beyond that a larger memory bound is meant."""
 
-MAX_JOB_OPERAND_BYTES = MAX_TENSOR_BYTES * 3 // 4
-"""Operands of one job. A quarter of what a block may oblige is left for the block's own product and others' results."""
+MAX_JOB_OPERAND_BYTES = MAX_OPERAND_BYTES * 3 // 4
+"""Operands of one job. A quarter of what a block may take in is left for others' jobs."""
 
 _MAX_STEP = MAX_DIMENSION // TILE_SIDE
 _NEAR = 1.25

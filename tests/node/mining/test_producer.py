@@ -12,7 +12,7 @@ from consensus.block import Idle, PacketUnit
 from consensus.codec import encode
 from consensus.difficulty import median_time
 from consensus.errors import ConsensusError, Reason
-from consensus.params import MAX_BODY_BYTES, MAX_TENSOR_BYTES, TILE, GasSchedule
+from consensus.params import MAX_BODY_TX_BYTES, MAX_TENSOR_BYTES, TILE, GasSchedule
 from consensus.shape import Shape
 from consensus.state import PACKETS
 from consensus.tensor import Tensor
@@ -120,8 +120,8 @@ async def test_bytes_fill_a_block() -> None:
             tx = rig.builder.tx(key, Transfer(outputs), max_base_fee=2, nonce=nonce)
             assert rig.pool.add(tx, tx.body.txid(rig.chain.genesis_hash))
     candidate = rig.producer.candidate(Idle(), MINER.address)
-    size, one = len(encode(candidate.body)), len(encode(tx))
-    assert MAX_BODY_BYTES - one < size <= MAX_BODY_BYTES
+    size, one = sum(len(encode(tx)) for tx in candidate.body.transactions), len(encode(tx))
+    assert MAX_BODY_TX_BYTES - one < size <= MAX_BODY_TX_BYTES
     await rig.mine()
     assert len(rig.pool) == 42 - len(candidate.body.transactions)
 
@@ -129,13 +129,13 @@ async def test_bytes_fill_a_block() -> None:
 @asynchronous
 async def test_tensors_fill_a_block_and_shared_ones_count_once() -> None:
     rig = Rig()
-    shared = operand(4096, 3072, 1)  # 12 MiB
-    other = operand(4096, 3072, 2)
+    shared = operand(4096, 1536, 1)  # 6 MiB
+    other = operand(4096, 1536, 2)
     for key, right in ((ALICE, shared), (BOB, shared), (CAROL, other), (DAVE, other)):
         await rig.submit(rig.builder.job(key, operand(64, 4096, key.public[0]), right, max_base_fee=2, price=1))
     await rig.mine()
     assert len(rig.pool) == 0
-    third = operand(4096, 3072, 3)
+    third = operand(4096, 1536, 3)
     for key, right in ((ALICE, shared), (BOB, other), (CAROL, third)):
         await rig.submit(rig.builder.job(key, operand(64, 4096, key.public[0]), right, max_base_fee=2, price=2))
     await rig.mine()
