@@ -50,7 +50,16 @@ from node.rpc.server import Probes, RpcConfig, RpcServer
 from node.rpc.subscriptions import Hub
 from node.rpc.tensors import TensorRoutes
 from node.rpc.topics import Publisher
-from node.start import StartError, keep_genesis, load_keys, network_config, no_port, open_chain, software_version
+from node.start import (
+    StartError,
+    keep_genesis,
+    load_keys,
+    network_config,
+    no_port,
+    open_chain,
+    reserve_descriptors,
+    software_version,
+)
 from worker.compute import LowPriorityCompute
 from worker.key import WorkerKey
 
@@ -84,6 +93,7 @@ class Node:
         self.directory = config.directory
         self._failure = failure = Failure()
         self.metrics = Metrics(lambda: self.report.reading())
+        reserve_descriptors()
         network = network_config(config)
         self._store, self.chain = open_chain(config, clock, self.metrics.imported)
         try:

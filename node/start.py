@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,10 @@ from node.p2p.network import NetworkConfig
 from node.p2p.transport import Endpoint
 from worker.key import WorkerKey, WorkerKeyError
 
+DESCRIPTORS = 1024
+"""Open files and connections that a node must be allowed. Peers, strangers and dials take 144 at most and RPC 256;
+LevelDB takes a fifth of all; the rest is for tensors' files and for connections that are being turned away."""
+
 
 class StartError(Refusal):
     """The node cannot start: a stable `code`, what is wrong, and what to do about it."""
@@ -29,6 +34,25 @@ def software_version() -> str:
         return version("tilework")
     except PackageNotFoundError:
         return "unknown"
+
+
+def reserve_descriptors() -> None:
+    """Raise this process's limit of open files to what a node needs, where it is lower: no stranger can exhaust them.
+
+    Raises:
+        StartError: the system allows fewer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if _allows(soft):
+        return
+    if not _allows(hard):
+        text = f"this process may open {hard} files, and a node needs {DESCRIPTORS}"
+        raise StartError("too-few-descriptors", text, f"allow more: ulimit -n {DESCRIPTORS}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
+
+
+def _allows(limit: int) -> bool:
+    return limit == resource.RLIM_INFINITY or limit >= DESCRIPTORS
 
 
 def open_chain(config: Config, clock: Callable[[], int], imported: Callable[[float], None]) -> tuple[LevelStore, Chain]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 from node.p2p.limits import PeerLimits
@@ -37,7 +35,6 @@ class Admission(Generic[P]):
         self._limits = limits
         self._peers: dict[bytes, P] = {}
         self._cooling: OrderedDict[bytes | str, float] = OrderedDict()
-        self._handshakes = 0
         self._closed = False
 
     def __contains__(self, key: bytes | None) -> bool:
@@ -59,8 +56,6 @@ class Admission(Generic[P]):
             return Leave.STOPPING
         if self.is_cooling(host):
             return Leave.COOLING_DOWN
-        if self._handshakes >= self._limits.max_handshakes:
-            return Leave.FULL
         same = sum(peer.inbound and peer.address.host == host for peer in self.present())
         if same >= self._limits.max_inbound_per_host and not _is_local(host):
             return Leave.FULL
@@ -80,15 +75,6 @@ class Admission(Generic[P]):
         if inbound and sum(peer.inbound for peer in self.present()) >= self._limits.max_inbound:
             return Leave.FULL
         return None
-
-    @contextmanager
-    def greeting(self) -> Iterator[None]:
-        """A handshake with a stranger, which takes one of the few places for them while it lasts."""
-        self._handshakes += 1
-        try:
-            yield
-        finally:
-            self._handshakes -= 1
 
     # ------------------------------------------------------------------ coming and going
 

@@ -19,7 +19,7 @@ import msgspec
 
 from consensus.crypto import H
 from node.p2p.limits import PeerLimits
-from node.p2p.transport import Endpoint
+from node.p2p.transport import Endpoint, host_group, ip_of
 
 logger = logging.getLogger("tilework.network")
 
@@ -57,13 +57,9 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def network_group(address: Endpoint) -> str:
-    """The network that an address belongs to. On loopback every port is a node of its own."""
-    ip = ipaddress.ip_address(address.host)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    if ip.is_loopback:
-        return str(address)
-    return str(ipaddress.ip_network((ip, 16 if ip.version == 4 else 32), strict=False))
+    """The network that an address to dial belongs to; ValueError for a name. On loopback every port is a node of its
+    own."""
+    return str(address) if ip_of(address.host).is_loopback else host_group(address.host)
 
 
 def is_acceptable(address: Endpoint, allow_private: bool) -> bool:

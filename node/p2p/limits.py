@@ -41,9 +41,15 @@ class PeerLimits:
     max_outbound: int = 8
     max_inbound_per_host: int = 8
     """From one address that is not loopback."""
-    max_handshakes: int = 32
-    """Inbound connections that have not said hello yet."""
+    max_strangers: int = 64
+    """Inbound connections whose hello is not verified yet. Each is a descriptor, and some KiB."""
+    max_strangers_per_group: int = 32
+    """The same from one network group."""
+    handshakes_per_s: float = 10.0
+    """TLS handshakes with one network group: a few milliseconds each, so this is some per cent of a core."""
+    handshakes_burst: int = 20
     handshake_s: float = 5.0
+    """A connection must be a WebSocket after this, and its hello here after as long again."""
     dial_s: float = 5.0
     stop_s: float = 2.0
 

@@ -240,11 +240,10 @@ class Network:
             if (unwanted := self._admission.unwanted_host(connection.remote.host)) is not None:
                 await say_goodbye(connection, unwanted)
                 return
-            with self._admission.greeting():
-                async with asyncio.timeout(self._limits.handshake_s):
-                    acquaintance = await greet_dialler(
-                        connection, self._introduction(), lambda key: self._admission.unwanted(key, inbound=True)
-                    )
+            async with asyncio.timeout(self._limits.handshake_s):
+                acquaintance = await greet_dialler(
+                    connection, self._introduction(), lambda key: self._admission.unwanted(key, inbound=True)
+                )
             await self._session(connection, acquaintance, inbound=True)
         except (Refused, ConnectionLost, TimeoutError) as error:
             logger.debug("no peer came about", extra={"remote": str(connection.remote), "why": repr(error)})
@@ -282,6 +281,7 @@ class Network:
             return
         peer = Peer(connection, inbound, acquaintance, self._handlers, self._limits)
         self._admission.admit(peer)
+        connection.settle()
         logger.info("peer connected", extra={"peer": peer.name, "address": str(peer.address), "inbound": inbound})
         if inbound and peer.listen_port:
             self.book.add(peer.home, self._clock())

@@ -106,6 +106,9 @@ class MemoryConnection:
             raise FrameTooLarge(f"{len(frame)} bytes")
         return frame
 
+    def settle(self) -> None:
+        """Strangers are not counted here."""
+
     async def close(self) -> None:
         if not self._is_over:
             self._ship(_CLOSED)

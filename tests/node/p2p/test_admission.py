@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -15,7 +14,7 @@ from node.p2p.transport import Endpoint
 from tests.node.virtual_time import run
 
 OWN, LESS, MORE = b"m" * 32, b"a" * 32, b"z" * 32
-LIMITS = replace(DEFAULT, max_inbound=3, max_inbound_per_host=2, max_handshakes=2, max_cooling=3, cool_down_s=60)
+LIMITS = replace(DEFAULT, max_inbound=3, max_inbound_per_host=2, max_cooling=3, cool_down_s=60)
 STRANGER = "9.1.2.3"
 SOMEWHERE = Endpoint(STRANGER, 1)
 
@@ -63,19 +62,6 @@ def test_one_host_takes_few_places_unless_it_is_local() -> None:
         for number in range(2):
             local.admit(FakePeer(key(number), Endpoint("127.0.0.1", number)))
         assert local.unwanted_host("127.0.0.1") is None
-
-    run(story())
-
-
-def test_handshakes_are_limited_while_they_last_however_they_end() -> None:
-    async def story() -> None:
-        admission: Admission[FakePeer] = Admission(OWN, LIMITS)
-        with admission.greeting():
-            with contextlib.suppress(ConnectionError), admission.greeting():
-                assert admission.unwanted_host(STRANGER) is Leave.FULL
-                raise ConnectionError
-            assert admission.unwanted_host(STRANGER) is None
-        assert admission.unwanted_host(STRANGER) is None
 
     run(story())
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
+import errno
+import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -20,9 +24,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from node.p2p.identity import certificate_hash
 from node.p2p.limits import DEFAULT, MAX_MESSAGE_BYTES, PeerLimits
-from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge, TlsTransport
+from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge, TlsTransport, _Turns
 from tests.node.p2p.net import identity
 from tests.node.rig import asynchronous
+from tests.node.virtual_time import virtual
 
 LOOPBACK = Endpoint("127.0.0.1", 0)
 LISTENER = identity("listener")
@@ -136,14 +141,146 @@ async def test_a_connection_that_asks_for_nothing_is_dropped() -> None:
         writer.close()
 
 
+# ---------------------------------------------------------------------- strangers
+
+HERE, ELSEWHERE = "127.0.0.1", "127.1.0.1"
+"""Two network groups of this machine."""
+FEW = replace(DEFAULT, max_strangers=6, max_strangers_per_group=4)
+
+
+async def plain(address: Endpoint, local: str = HERE) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A TCP connection that says nothing."""
+    return await asyncio.open_connection(*address, local_addr=(local, 0))
+
+
+async def ended(connections: Iterable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> int:
+    """How many of them the listener has cut off, a moment later."""
+    await asyncio.sleep(0.1)
+    return sum(reader.at_eof() or reader.exception() is not None for reader, _ in connections)
+
+
+async def silent(connection: Connection) -> None:
+    await asyncio.Event().wait()
+
+
+async def settled(connection: Connection) -> None:
+    connection.settle()
+    await silent(connection)
+
+
 @asynchronous
-async def test_silent_connections_are_bounded() -> None:
-    async with listening(echo, replace(DEFAULT, max_handshakes=2)) as (address, dialler):
-        silent = [await asyncio.open_connection(*address, ssl=trusting()) for _ in range(2)]
-        with pytest.raises(ConnectionLost):
-            await dialler.dial(address)
-        for _, writer in silent:
+async def test_connections_that_say_nothing_are_few_and_keep_nobody_out() -> None:
+    async with listening(echo, FEW) as (address, dialler):
+        idle = [await plain(address) for _ in range(40)]
+        assert await ended(idle) == 40 - FEW.max_strangers_per_group
+        connection = await dialler.dial(address)
+        await connection.send(b"hello")
+        assert await connection.receive() == b"hello"
+        for _, writer in idle:
             writer.close()
+
+
+@asynchronous
+async def test_the_most_crowded_network_group_makes_room_for_a_newcomer() -> None:
+    async with listening(silent, FEW) as (address, _):
+        crowd = [await plain(address) for _ in range(4)]
+        others = [await plain(address, ELSEWHERE) for _ in range(2)]
+        assert await ended(crowd + others) == 0
+        newcomer = await plain(address, ELSEWHERE)
+        assert await ended([*others, newcomer]) == 0
+        assert await ended(crowd[:1]) == await ended(crowd) == 1
+        for _, writer in [*crowd, *others, newcomer]:
+            writer.close()
+
+
+@asynchronous
+async def test_who_has_not_introduced_itself_is_a_stranger_still_and_who_has_is_none() -> None:
+    for accept, survivors in ((silent, FEW.max_strangers_per_group), (settled, 10)):
+        async with listening(accept, FEW) as (address, dialler):
+            connections = [await dialler.dial(address) for _ in range(10)]
+            reading = [asyncio.ensure_future(connection.receive()) for connection in connections]
+            await asyncio.sleep(0.1)
+            assert sum(not task.done() for task in reading) == survivors
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+
+
+@asynchronous
+async def test_places_of_those_who_left_are_free_at_once() -> None:
+    async with listening(echo, FEW) as (address, dialler):
+        standing = [await plain(address)]
+        for _ in range(60):
+            _, writer = await plain(address)
+            writer.close()
+            await writer.wait_closed()
+            await asyncio.sleep(0.001)
+        connection = await dialler.dial(address)
+        assert await ended(standing) == 0, "the dead push nobody out"
+        await connection.close()
+        standing[0][1].close()
+
+
+@virtual
+async def test_handshakes_of_one_group_wait_for_each_other_and_for_nobody_elses() -> None:
+    turns = _Turns(replace(DEFAULT, handshakes_per_s=2.0, handshakes_burst=3))
+    loop = asyncio.get_running_loop()
+    for _ in range(3):
+        await turns.take("crowd")
+    assert loop.time() == 0
+    queue = [asyncio.ensure_future(turns.take("crowd")) for _ in range(5)]
+    await asyncio.sleep(0.1)
+    for task in queue:
+        task.cancel()
+    await turns.take("other")
+    assert loop.time() == pytest.approx(0.1)
+    await turns.take("crowd")
+    assert loop.time() == pytest.approx(0.5), "whoever left the queue has cost nothing"
+
+
+@asynchronous
+async def test_a_passing_shortage_of_descriptors_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    take = loop.sock_accept
+    failures = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "Too many open files in system")]
+
+    async def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
+        if failures:
+            raise failures.pop()
+        return await take(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", accept)
+    async with listening(echo) as (address, dialler):
+        await (await dialler.dial(address)).close()
+    assert not failures
+
+
+@asynchronous
+async def test_a_plain_request_is_answered_and_the_connection_closed() -> None:
+    async with listening(echo) as (address, _):
+        reader, writer = await asyncio.open_connection(*address, ssl=trusting())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(1):
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 426")
+        assert answer.endswith(b"node\n")
+        writer.close()
+
+
+@asynchronous
+async def test_a_listener_that_goes_on_talking_cannot_put_off_the_end() -> None:
+    async def babble(connection: Connection) -> None:
+        with contextlib.suppress(ConnectionLost):
+            while True:
+                await connection.send(b"and another thing")
+                await asyncio.sleep(0.3)
+
+    async with listening(babble) as (address, dialler):
+        connection = await dialler.dial(address)
+        async with asyncio.timeout(1.5):
+            await connection.close()
+        with pytest.raises(ConnectionLost):
+            await connection.receive()
 
 
 @asynchronous
