@@ -69,6 +69,8 @@ class Report:
             return Readiness(False, behind)
         if self._miner is not None and not self.mining_now:
             return Readiness(False, "the miner is not running")
+        if group := self._network.only_group():  # it may be led astray and cannot know
+            return Readiness(True, f"every peer is of one network, {group}: configure a peer elsewhere")
         return Readiness(True)
 
     def why_behind(self) -> str:

@@ -121,7 +121,7 @@ class Dialler:
         present = self._admission.present()
         connected = {peer.home for peer in present}
         connected |= {address for address, key in self._keys.items() if key in self._admission}
-        groups = {_group(peer.address) for peer in present if not peer.inbound}
+        groups = {_group(address) for address in self._dialling}  # those that are being dialled, and those connected
         own = {self.own} if self.own is not None else set()
         return self._book.pick(self._clock(), connected | self._dialling | self._static | own, groups)
 

@@ -220,6 +220,8 @@ class Gossip:
                 peer.penalise(Offence.INVALID, error)
             else:
                 self._refuse(item_id)
+        else:
+            peer.brought_item_at = asyncio.get_running_loop().time()
 
     # ------------------------------------------------------------------ small helpers
 

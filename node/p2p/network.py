@@ -127,7 +127,7 @@ class Network:
         self._base = chain.base
         self._listening: Endpoint | None = None
         self._stopping = False
-        self._admission: Admission[Peer] = Admission(identity.key, limits)
+        self._admission: Admission[Peer] = Admission(identity.key, limits, rng)
         self.book = Book(config.allow_private, rng, limits)
         self._dialler = Dialler(self._connect, self._spawn, self._admission, self.book, limits, clock, rng)
         self._server = Server(chain, compute, limits.state_page_bytes)
@@ -196,6 +196,10 @@ class Network:
     def peers(self) -> list[PeerInfo]:
         """Who is connected."""
         return [peer.info() for peer in self._admission.present()]
+
+    def only_group(self) -> str:
+        """The network group that all peers are of; empty where there is no such danger."""
+        return self._admission.only_group()
 
     def add_peer(self, address: Endpoint) -> None:
         """Dial an address from now on, again and again."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -148,6 +149,9 @@ class Peer:
         key: Ed25519 key, the peer's name.
         address: where it was dialled, or came from.
         inbound: it dialled us.
+        since: when the session began, in the event loop's seconds.
+        brought_block_at, brought_item_at: when it last was the first to bring a block, a transaction or a Result; -inf
+            where it never did.
         status: what it last said about its tip.
         known: ids that it has announced or was told, oldest first.
         told: the tip that it was told of last.
@@ -165,6 +169,9 @@ class Peer:
         self.status = acquaintance.status
         self.address: Endpoint = connection.remote
         self.inbound = inbound
+        self.since = now
+        self.brought_block_at = -math.inf
+        self.brought_item_at = -math.inf
         self.latency_ms: float | None = None
         self.bytes_in = 0
         self.bytes_out = 0

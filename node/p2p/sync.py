@@ -158,6 +158,7 @@ class HeaderSync:
                 await self._synchronise(peer)
         elif entry is not None:
             peer.status = Status(entry.height, entry.id, entry.total_work.to_bytes(32), peer.status.base)
+            peer.brought_block_at = asyncio.get_running_loop().time()
 
     async def _synchronise(self, peer: Peer) -> None:
         """All headers that the peer has and we have not; afterwards its claim must have come true."""

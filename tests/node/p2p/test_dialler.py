@@ -34,7 +34,7 @@ class World:
         self._outcome = outcome
         self._group = group
         self.book = Book(True, random.Random(1), LIMITS)
-        self.admission: Admission[Peer] = Admission(bytes(32), LIMITS)
+        self.admission: Admission[Peer] = Admission(bytes(32), LIMITS, random.Random(3))
         self.dialler = Dialler(
             self._connect, self.spawn, self.admission, self.book, LIMITS, lambda: 1_700_000_000_000, random.Random(2)
         )
@@ -108,6 +108,20 @@ def test_places_are_filled_from_the_book_one_group_each_and_never_with_oneself()
             world.stop()
         assert {address for _, address in world.dialled} == {Endpoint("8.8.0.1", 1), Endpoint("7.7.0.1", 1)}
         assert len(world.dialled) == LIMITS.max_outbound
+
+    run(story())
+
+
+def test_no_network_group_is_dialled_twice_not_even_before_the_first_has_answered() -> None:
+    async def story() -> None:
+        async with asyncio.TaskGroup() as group:
+            world = World(group, lasts)
+            for n in range(20):
+                world.book.add(Endpoint(f"8.8.0.{n}", 1), 1_700_000_000_000)
+            world.spawn(world.dialler.fill())
+            await asyncio.sleep(50 * LIMITS.book_dial_s)
+            world.stop()
+        assert len(world.dialled) == 1
 
     run(story())
 

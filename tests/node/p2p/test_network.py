@@ -167,12 +167,14 @@ async def knock(net: Net, name: str, target: str, genesis: bytes | None = None) 
 
 
 @virtual
-async def test_inbound_places_are_bounded() -> None:
+async def test_inbound_places_are_bounded_and_idle_peers_keep_nobody_out() -> None:
     net = Net(max_inbound=3)
     a = net.add("a")
     async with net:
-        outcomes = [await knock(net, name, "a") for name in "bcdef"]
-        assert [outcome for outcome in outcomes if isinstance(outcome, Leave)] == [Leave.FULL, Leave.FULL]
+        for name in "bcdef":
+            assert not isinstance(await knock(net, name, "a"), Leave)
+            await asyncio.sleep(1)
+            assert identity(name).key.hex() in {peer.id for peer in a.network.peers()}
         assert len(a.network.peers()) == 3
 
 
