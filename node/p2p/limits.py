@@ -13,6 +13,9 @@ MAX_STRIP_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = MAX_STRIP_BYTES + (4 << 10)
 """The largest message of any type: its strips, their Merkle paths and the envelope."""
 
+PREFIX_BYTES = 5
+"""Type and request number, in front of every message."""
+
 MAX_HEADERS = 512
 """Headers in one reply, at most."""
 

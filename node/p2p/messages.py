@@ -32,12 +32,12 @@ from node.p2p.limits import (
     MAX_REQUESTED,
     MAX_STATE_BYTES,
     MAX_STRIP_BYTES,
+    PREFIX_BYTES,
 )
 
 P2P_VERSION = 1
 """Version of these messages; peers of different versions refuse each other."""
 
-PREFIX_BYTES = 5
 MAX_REQUEST_ID = 2**32 - 1
 
 Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]

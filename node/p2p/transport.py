@@ -25,7 +25,7 @@ from aiohttp import WSMsgType, web
 
 from api.http import refuse_redirects
 from node.p2p.identity import Identity, certificate_hash, certified_key
-from node.p2p.limits import MAX_MESSAGE_BYTES, PeerLimits
+from node.p2p.limits import MAX_MESSAGE_BYTES, PREFIX_BYTES, PeerLimits
 
 logger = logging.getLogger("tilework.network")
 
@@ -35,6 +35,9 @@ _ACCEPT_PAUSE_S = 0.2
 """Rest after a connection that could not be taken: descriptors or memory are short, and others give some back."""
 _CLOSE_S = 1.0
 """A closing connection is cut off after this, whatever the other end does meanwhile."""
+_END_OF_HEAD = b"\r\n\r\n"
+_MAX_HEAD_BYTES = 8 << 10
+"""Head of a request or an answer; a node's own has some hundred bytes."""
 _MAX_GROUPS = 256
 """Network groups whose TLS handshakes are remembered."""
 
@@ -81,7 +84,7 @@ class ConnectionLost(Exception):
 
 
 class FrameTooLarge(ConnectionLost):
-    """The other side sent a frame above the limit of every type, or one that is not binary."""
+    """The other side sent a frame above the limit of every type, or one that is no binary message."""
 
 
 class Connection(Protocol):
@@ -130,21 +133,115 @@ class Transport(Protocol):
         """Stop listening and end what is left of the connections."""
 
 
-class _Arrival(asyncio.Protocol):
-    """An inbound connection from accept to its end. It stands in front of aiohttp's handler once there is TLS.
+class _Frames:
+    """Walks over one direction of a connection, from the first byte: the head of HTTP, then a WebSocket's frames.
+
+    Nodes send every message in a frame of its own. aiohttp would take fragments of nothing for ever, and tiny frames by
+    the ten thousand, before anybody who counts hears of them.
+    """
+
+    def __init__(self) -> None:
+        self._http: bytes | None = b""
+        self._head = b""
+        self._payload = 0
+
+    def fault_in(self, data: bytes) -> str:
+        """What is wrong with the next bytes; empty if nothing is."""
+        at = 0
+        if self._http is not None:
+            before = len(self._http)
+            self._http += data
+            end = self._http.find(_END_OF_HEAD)
+            if end < 0:
+                return "" if len(self._http) <= _MAX_HEAD_BYTES else "a head without an end"
+            at = end + len(_END_OF_HEAD) - before
+            self._http = None
+        while at < len(data):
+            if self._payload:
+                step = min(self._payload, len(data) - at)
+                self._payload -= step
+            else:
+                step = min(self._head_bytes() - len(self._head), len(data) - at)
+                self._head += data[at : at + step]
+                if len(self._head) == self._head_bytes() and (fault := self._begin()):
+                    return fault
+            at += step
+        return ""
+
+    def _head_bytes(self) -> int:
+        """Length of the head of the frame that begins, as far as it can be told."""
+        if len(self._head) < 2:
+            return 2
+        length = self._head[1] & 0x7F
+        return 2 + (2 if length == 126 else 8 if length == 127 else 0) + (4 if self._head[1] & 0x80 else 0)
+
+    def _begin(self) -> str:
+        """A frame's head is complete."""
+        head, self._head = self._head, b""
+        kind, length = head[0] & 0x0F, head[1] & 0x7F
+        self._payload = (
+            int.from_bytes(head[2:4]) if length == 126 else int.from_bytes(head[2:10]) if length == 127 else length
+        )
+        if not head[0] & 0x80 or kind == 0:
+            return "a message in parts"
+        if kind != WSMsgType.CLOSE and self._payload < PREFIX_BYTES:
+            return "a frame too short for a message"
+        return ""
+
+
+class _Watch(asyncio.Protocol):
+    """Stands in front of aiohttp's handler of one connection, and ends it at the first byte that no node would send.
+
+    Attributes:
+        transport: TLS, once its handshake is done.
+        fault: what the other end sent; empty while there is nothing wrong.
+    """
+
+    def __init__(self, handler: asyncio.Protocol) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.fault = ""
+        self._handler = handler
+        self._frames = _Frames()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._handler.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.fault = self.fault or self._frames.fault_in(data)
+        if not self.fault:
+            self._handler.data_received(data)
+        elif self.transport is not None:
+            self.transport.abort()
+
+    def eof_received(self) -> bool | None:
+        return self._handler.eof_received()
+
+    def pause_writing(self) -> None:
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._handler.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._handler.connection_lost(exc)
+
+
+class _Arrival(_Watch):
+    """An inbound connection from accept to its end.
 
     Attributes:
         group: the network that it comes from.
         has_spoken: it has sent something.
-        transport: TLS, once its handshake is done.
     """
 
-    def __init__(self, group: str, server: web.Server, leave: Callable[[_Arrival], None]) -> None:
+    def __init__(self, group: str, handler: web.RequestHandler, leave: Callable[[_Arrival], None]) -> None:
         """`leave` is called when the connection is lost."""
+        super().__init__(handler)
         self.group = group
         self.has_spoken = False
-        self.transport: asyncio.Transport | None = None
-        self.handler: web.RequestHandler = server()
+        self.handler = handler
         self._leave = leave
         self._handshake: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -166,27 +263,10 @@ class _Arrival(asyncio.Protocol):
         elif self._handshake is not None:
             self._handshake.cancel()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.handler.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        self.handler.data_received(data)
-
-    def eof_received(self) -> None:
-        self.handler.eof_received()
-
-    def pause_writing(self) -> None:
-        self.handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        self.handler.resume_writing()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self.upgrade()
         self._leave(self)
-        self.handler.connection_lost(exc)
+        super().connection_lost(exc)
 
 
 class _Lobby:
@@ -282,7 +362,7 @@ class TlsTransport:
             websocket = web.WebSocketResponse(
                 timeout=1, max_msg_size=MAX_MESSAGE_BYTES, compress=False, autoping=False, decode_text=False
             )
-            if not websocket.can_prepare(request):
+            if request.body_exists or not websocket.can_prepare(request):
                 refusal = web.Response(status=426, headers={"Upgrade": "websocket"}, text="this is a Tilework node\n")
                 refusal.force_close()  # or a place would be kept by asking again and again
                 return refusal
@@ -295,7 +375,7 @@ class TlsTransport:
                 remote,
                 self._identity.key,
                 self._identity.certificate,
-                arrival.transport,
+                arrival,
                 lambda: self._lobby.leave(arrival),
             )
             try:
@@ -316,7 +396,7 @@ class TlsTransport:
 
     async def dial(self, address: Endpoint) -> Connection:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._client_tls)
+            connector = _Connector(limit=0, force_close=True, ssl=self._client_tls)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 auto_decompress=False,
@@ -334,10 +414,11 @@ class TlsTransport:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ConnectionLost(f"{address}: {error}") from None
         assert isinstance(websocket, _DialledSocket)
+        assert isinstance(websocket.watch, _Watch)
         tls = websocket.get_extra_info("ssl_object")
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         key = certified_key(certificate) if certificate else None
-        connection = _WebSocketConnection(websocket, address, key or b"", certificate or b"", websocket.transport)
+        connection = _WebSocketConnection(websocket, address, key or b"", certificate or b"", websocket.watch)
         if certificate is None or key is None:
             await connection.close()
             raise ConnectionLost(f"{address}: the listener's certificate carries no Ed25519 key")
@@ -369,7 +450,7 @@ class TlsTransport:
                 continue
             is_short = False
             assert self._server is not None
-            arrival = _Arrival(host_group(remote[0]), self._server, self._leave)
+            arrival = _Arrival(host_group(remote[0]), self._server(), self._leave)
             self._lobby.enter(arrival)
             self._arrivals[arrival.handler] = arrival
             arrival.begin(self._start(self._secure(arrival, connection, tls)), self._limits.handshake_s)
@@ -430,12 +511,12 @@ class _WebSocketConnection:
         remote: Endpoint,
         listener_key: bytes,
         certificate: bytes,
-        transport: asyncio.Transport | None,
+        watch: _Watch,
         settled: Callable[[], None] = lambda: None,
     ) -> None:
-        """`transport` is what lies below, None where it is gone already; `settled` is told of `settle`."""
+        """`watch` stands below; `settled` is told of `settle`."""
         self._websocket = websocket
-        self._transport = transport
+        self._watch = watch
         self._settled = settled
         self.remote = remote
         self.listener_key = listener_key
@@ -451,14 +532,17 @@ class _WebSocketConnection:
         try:
             message = await self._websocket.receive()
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise ConnectionLost(str(error) or "closed") from None
+            raise self._ended(str(error) or "closed") from None
         if message.type is WSMsgType.BINARY:
             return bytes(message.data)
         if message.type is WSMsgType.ERROR:
             raise FrameTooLarge(str(message.data))
         if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
-            raise ConnectionLost("closed by the other side")
+            raise self._ended("closed by the other side")
         raise FrameTooLarge(f"a {message.type.name} frame instead of a binary one")
+
+    def _ended(self, why: str) -> ConnectionLost:
+        return FrameTooLarge(self._watch.fault) if self._watch.fault else ConnectionLost(why)
 
     def settle(self) -> None:
         self._settled()
@@ -470,12 +554,24 @@ class _WebSocketConnection:
                 async with asyncio.timeout(_CLOSE_S):
                     await self._websocket.close()
         finally:
-            if self._transport is not None:
-                self._transport.abort()
+            if self._watch.transport is not None:
+                self._watch.transport.abort()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's, with a watch in front of every connection."""
+
+    async def _create_connection(self, *args: Any, **kwargs: Any) -> aiohttp.client_proto.ResponseHandler:
+        handler = await super()._create_connection(*args, **kwargs)
+        assert isinstance(handler.transport, asyncio.Transport)
+        watch = _Watch(handler)
+        watch.transport = handler.transport
+        watch.transport.set_protocol(watch)
+        return handler
 
 
 class _DialledSocket(aiohttp.ClientWebSocketResponse[Literal[True]]):
-    """aiohttp's, and what lies below it."""
+    """aiohttp's, and the watch in front of it."""
 
     def __init__(
         self,
@@ -487,7 +583,8 @@ class _DialledSocket(aiohttp.ClientWebSocketResponse[Literal[True]]):
         **more: Any,
     ) -> None:
         super().__init__(reader, writer, protocol, response, *rest, **more)
-        self.transport = response.connection.transport if response.connection is not None else None
+        transport = response.connection.transport if response.connection is not None else None
+        self.watch = transport.get_protocol() if isinstance(transport, asyncio.Transport) else None
 
 
 async def _spoken(connection: socket.socket) -> None:

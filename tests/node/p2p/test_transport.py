@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import datetime
 import errno
+import hashlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -17,6 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.http import WS_KEY
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from node.p2p.identity import certificate_hash
 from node.p2p.limits import DEFAULT, MAX_MESSAGE_BYTES, PeerLimits
-from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge, TlsTransport, _Turns
+from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge, TlsTransport, _Frames, _Turns
 from tests.node.p2p.net import identity
 from tests.node.rig import asynchronous
 from tests.node.virtual_time import virtual
@@ -56,7 +59,7 @@ async def echo(connection: Connection) -> None:
 async def test_frames_of_every_size_come_through_unchanged() -> None:
     async with listening(echo) as (address, dialler):
         connection = await dialler.dial(address)
-        for size in (1, 125, 126, 65_536, MAX_MESSAGE_BYTES - 1):
+        for size in (5, 125, 126, 65_536, MAX_MESSAGE_BYTES - 1):
             frame = bytes(range(256)) * (size // 256 + 1)
             await connection.send(frame[:size])
             assert await connection.receive() == frame[:size]
@@ -139,6 +142,112 @@ async def test_a_connection_that_asks_for_nothing_is_dropped() -> None:
         async with asyncio.timeout(2):
             assert await reader.read() == b""
         writer.close()
+
+
+# ---------------------------------------------------------------------- what no node sends
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+
+
+def frame(payload: bytes, kind: int = 2, last: bool = True, masked: bool = True) -> bytes:
+    """A frame of a WebSocket, masked with zeros as diallers' must be."""
+    size = len(payload)
+    length = (
+        bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 1 << 16 else b"\x7f" + size.to_bytes(8)
+    )
+    return bytes([kind | 0x80 * last, length[0] | 0x80 * masked]) + length[1:] + bytes(4 * masked) + payload
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 1000, 1 << 20])
+@pytest.mark.parametrize("masked", [True, False])
+def test_whole_messages_pass_however_the_stream_is_cut(piece: int, masked: bool) -> None:
+    frames = _Frames()
+    sizes = (5, 125, 126, 300, 65_535, 65_536) if piece > 2 else (5, 126)
+    stream = (
+        (UPGRADE if masked else SWITCHING) + b"".join(frame(bytes(n), masked=masked) for n in sizes) + frame(b"", 8)
+    )
+    assert {frames.fault_in(stream[at : at + piece]) for at in range(0, len(stream), piece)} == {""}
+
+
+@pytest.mark.parametrize(
+    ("sent", "fault"),
+    [
+        (frame(b"12345", last=False), "a message in parts"),
+        (frame(b"12345", kind=0), "a message in parts"),
+        (frame(b"", kind=0, last=False), "a message in parts"),
+        (frame(b""), "a frame too short for a message"),
+        (frame(b"", kind=9), "a frame too short for a message"),
+        (b"GET / HTTP/1.1\r\n\r\n", "a message in parts"),
+    ],
+)
+def test_what_is_no_whole_message_is_seen_at_its_first_byte(sent: bytes, fault: str) -> None:
+    frames = _Frames()
+    assert frames.fault_in(UPGRADE + frame(bytes(500))) == ""
+    assert frames.fault_in(sent) == fault
+
+
+def test_a_head_without_end_is_cut() -> None:
+    frames = _Frames()
+    assert frames.fault_in(b"GET / HTTP/1.1\r\n") == ""
+    assert frames.fault_in(b"a" * (8 << 10)) == "a head without an end"
+
+
+@asynchronous
+async def test_a_dialler_that_sends_empty_fragments_is_cut_off_before_they_cost_anything() -> None:
+    ends: asyncio.Queue[Exception] = asyncio.Queue()
+
+    async def accept(connection: Connection) -> None:
+        try:
+            await connection.receive()
+        except ConnectionLost as error:
+            await ends.put(error)
+
+    async with listening(accept) as (address, _):
+        reader, writer = await asyncio.open_connection(*address, ssl=trusting())
+        writer.write(UPGRADE)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(frame(b"\x03", last=False) + frame(b"", kind=0, last=False) * 5000)
+        async with asyncio.timeout(1):
+            assert str(await ends.get()) == "a message in parts"
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        writer.close()
+
+
+@asynchronous
+async def test_a_listener_that_sends_empty_fragments_is_left() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        key = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key:"))
+        accept = base64.b64encode(hashlib.sha1(key.split(b": ")[1] + WS_KEY).digest())
+        writer.write(
+            b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+            + accept
+            + b"\r\n\r\n"
+        )
+        writer.write(frame(b"12345", masked=False))
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.write(frame(b"", last=False, masked=False) + frame(b"", kind=0, last=False, masked=False) * 5000)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    listener = TlsTransport(LISTENER, DEFAULT)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=listener._server_tls())
+    dialler = TlsTransport(identity("dialler"), DEFAULT)
+    connection = await dialler.dial(Endpoint("127.0.0.1", server.sockets[0].getsockname()[1]))
+    assert await connection.receive() == b"12345"
+    async with asyncio.timeout(1):
+        with pytest.raises(FrameTooLarge, match="in parts"):
+            await connection.receive()
+    await connection.close()
+    await dialler.close()
+    server.close()
 
 
 # ---------------------------------------------------------------------- strangers
