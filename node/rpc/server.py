@@ -15,6 +15,7 @@ A call made over a WebSocket is cancelled when the client leaves; one posted is 
 import asyncio
 import ipaddress
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -206,6 +207,9 @@ class _Socket:
 
 # --- HTTP ----------------------------------------------------------------------------------------------------------
 
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+"""A name or an address, an IPv6 one in brackets, and perhaps a port."""
+
 
 class _Door(asyncio.Protocol):
     """Decides at the moment of connection, when the count is exact; then steps aside."""
@@ -337,10 +341,11 @@ class RpcServer(Generic[N]):
             return _refusal(error.status, kind, error.reason, fix)
 
     def _is_own_host(self, request: web.Request) -> bool:
-        try:
-            name = URL(f"http://{request.headers[hdrs.HOST]}").host or ""
-        except (KeyError, ValueError):
+        # No reader of URLs: to one `evil.example@127.0.0.1` and `127.0.0.1#evil.example` are both 127.0.0.1.
+        host = _HOST.fullmatch(request.headers.get(hdrs.HOST, ""))
+        if host is None:
             return False
+        name = host["name"].strip("[]").lower()
         return name == "localhost" or name in self._config.allowed_hosts or _is_address(name)
 
     def _is_allowed_origin(self, request: web.Request) -> bool:

@@ -375,6 +375,16 @@ def test_extra_routes_stream_beyond_the_body_limit_under_the_same_rules() -> Non
         ("", 403),
         ("a b", 403),
         ("[", 403),
+        ("evil.example@127.0.0.1", 403),
+        ("127.0.0.1@evil.example", 403),
+        ("127.0.0.1#evil.example", 403),
+        ("127.0.0.1?evil.example", 403),
+        ("127.0.0.1/evil.example", 403),
+        ("127.0.0.1\\evil.example", 403),
+        ("127.0.0.1:8545:1", 403),
+        ("::1", 403),
+        ("[localhost]", 403),
+        ("localhost:", 403),
     ],
 )
 def test_host_must_be_ours_against_dns_rebinding(host: str, status: int) -> None:
