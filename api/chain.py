@@ -11,8 +11,12 @@ from api.fields import Count, Hash, Hex
 # --- blocks --------------------------------------------------------------------------------------------------------
 
 
-class IdleView(Struct, frozen=True, tag_field="kind", tag="idle"):
-    """The unit of a miner for whom no job waited."""
+class ZeroView(Struct, frozen=True, tag_field="kind", tag="zero"):
+    """The unit of a miner for whom no job waited: zero operands, m×k and k×n."""
+
+    m: Count
+    k: Count
+    n: Count
 
 
 class PacketUnitView(Struct, frozen=True, tag_field="kind", tag="packet"):
@@ -26,13 +30,24 @@ class PacketUnitView(Struct, frozen=True, tag_field="kind", tag="packet"):
     n: Count
 
 
-UnitView: TypeAlias = IdleView | PacketUnitView
+class PairUnitView(Struct, frozen=True, tag_field="kind", tag="pair"):
+    """A miner's own two matrices, by the Merkle roots of their strips."""
+
+    a_root: Hash
+    b_root: Hash
+    m: Count
+    k: Count
+    n: Count
+
+
+UnitView: TypeAlias = ZeroView | PacketUnitView | PairUnitView
 
 
 class HeaderView(Struct, frozen=True):
     """A header with what its place in the chain adds. `state_root` is that of the state after the parent.
 
-    `tile` and `product` are null for genesis. `total_work` is decimal text: it outgrows 64 bits. `raw` is canonical.
+    `tile` is null for genesis, `product` for all but packets. `total_work` is decimal text: it outgrows 64 bits.
+    `raw` is canonical.
     """
 
     id: Hash

@@ -13,6 +13,7 @@ MAX_JOBS = 200
 MAX_WORKERS = 1000
 MAX_MOVEMENTS = 1000
 MAX_RESULT_BYTES = 256
+MAX_ANSWER_BYTES = 256
 
 
 class Params(Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,7 +130,10 @@ class Submission(Params, frozen=True):
         str,
         Meta(pattern="^[0-9a-f]*$", min_length=128, max_length=128, description="The tile's 16 × u32, little-endian."),
     ]
-    product: Annotated[Hash, Meta(description="Commitment of the unit's whole product, uploaded before.")]
+    answer: Annotated[
+        Annotated[str, Meta(pattern="^[0-9a-f]*$", max_length=2 * MAX_ANSWER_BYTES)] | None,
+        Meta(description="Of a packet: the worker's canonical signed Answer, its product uploaded before."),
+    ] = None
 
 
 class SignedResult(Params, frozen=True):

@@ -54,9 +54,6 @@ class ParamsView(Struct, frozen=True):
     deal_lag: Count
     max_examined: Count
     max_closed: Count
-    idle_m: Count
-    idle_n: Count
-    idle_k: Count
 
     @classmethod
     def of(cls, rules: ChainParams) -> ParamsView:

@@ -18,7 +18,7 @@ from consensus import work
 from consensus.params import TILE
 from consensus.shape import Shape
 from tests.simulation.economy import advantage
-from tests.simulation.strategies import LIMITS, LOSING, Case, cheaper_tickets
+from tests.simulation.strategies import LIMITS, LOSING, Case
 
 SEED = bytes(range(32))
 IDLE = (256, 2048, 256)
@@ -88,7 +88,7 @@ def _weights_per_second(
 
 def _strategies() -> list[Row]:
     """The most that a strategy gains over honest work, TILE, whatever the share; at most 0 where it must lose."""
-    return [_strategy(case) for case in (*LOSING, *LIMITS, cheaper_tickets(1.12, blocks=200))]
+    return [_strategy(case) for case in (*LOSING, *LIMITS)]
 
 
 def _strategy(case: Case) -> Row:

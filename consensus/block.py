@@ -7,21 +7,49 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from consensus import crypto
-from consensus.codec import U32, U63, ZERO_HASH, Address, Hash, Nonce8, Value, decode, encode
+from consensus.codec import (
+    U32,
+    U63,
+    ZERO_HASH,
+    Address,
+    Hash,
+    Nonce8,
+    PublicKey,
+    Signature,
+    Value,
+    decode,
+    encode,
+)
 from consensus.params import PROTOCOL_VERSION, ChainParams
 from consensus.proofs import merkle
-from consensus.shape import Shape
-from consensus.transaction import Result, Transaction
+from consensus.shape import TILE_SIDE, Shape
+from consensus.tensor import TensorSpec, left_spec, right_spec
+from consensus.transaction import Result, ResultBody, Transaction
 
 MAX_HEADER_BYTES = 1024
 
 
-class Idle(Value, frozen=True, tag=0):
-    """The unit of a miner for whom no job waits: zero operands of the params' shape."""
+class Zero(Value, frozen=True, tag=0):
+    """Zero operands of any shape that a packet may have: the unit of a miner for whom no job waits.
+
+    Nobody needs its product, which follows from the noise. Whatever lottery a packet of zeros would buy, this has.
+    """
+
+    m: U32
+    k: U32
+    n: U32
+
+    @property
+    def shape(self) -> Shape:
+        """The product's shape."""
+        return Shape(self.m, self.k, self.n)
 
 
 class PacketUnit(Value, frozen=True, tag=1):
-    """A paid packet as the unit. Operand roots stand in the core, so that the work of a header can be checked alone."""
+    """A dealt packet, mined by its assignee, whose signed answer stands in the proof.
+
+    Operand roots stand in the core, so that the work of a header can be checked alone.
+    """
 
     packet_id: Hash
     a_root: Hash
@@ -35,8 +63,43 @@ class PacketUnit(Value, frozen=True, tag=1):
         """The product's shape."""
         return Shape(self.m, self.k, self.n)
 
+    @property
+    def left(self) -> TensorSpec:
+        """Spec of the left operand."""
+        return left_spec(self.m, self.k, self.a_root)
 
-Unit: TypeAlias = Idle | PacketUnit
+    @property
+    def right(self) -> TensorSpec:
+        """Spec of the right operand."""
+        return right_spec(self.k, self.n, self.b_root)
+
+
+class PairUnit(Value, frozen=True, tag=2):
+    """Any two matrices: a miner's own work. Nothing is paid for it but the subsidy, and nobody needs its product."""
+
+    a_root: Hash
+    b_root: Hash
+    m: U32
+    k: U32
+    n: U32
+
+    @property
+    def shape(self) -> Shape:
+        """The product's shape."""
+        return Shape(self.m, self.k, self.n)
+
+    @property
+    def left(self) -> TensorSpec:
+        """Spec of the left operand."""
+        return left_spec(self.m, self.k, self.a_root)
+
+    @property
+    def right(self) -> TensorSpec:
+        """Spec of the right operand."""
+        return right_spec(self.k, self.n, self.b_root)
+
+
+Unit: TypeAlias = Zero | PacketUnit | PairUnit
 
 
 class HeaderCore(Value, frozen=True):
@@ -75,8 +138,20 @@ class HeaderCore(Value, frozen=True):
         return int.from_bytes(self.target, "big")
 
 
+class Answer(Value, frozen=True):
+    """A packet unit's Result in short: what the core says already (packet, worker) is left out.
+
+    `key` is the worker's public key, so that whoever sees the header alone can tell that its miner signed, and no third
+    party can put another product in.
+    """
+
+    product: Hash
+    key: PublicKey
+    signature: Signature
+
+
 class Proof(Value, frozen=True):
-    """The winning tile, its claimed state (16 × u32, little-endian) and the commitment of the completed product.
+    """The winning tile, its claimed state (16 × u32, little-endian), and a packet unit's answer.
 
     Outside the id: one core may have several winning tiles, and a bad proof rules out only its own copy.
     """
@@ -84,7 +159,7 @@ class Proof(Value, frozen=True):
     i: U32
     j: U32
     state: Annotated[bytes, Meta(min_length=64, max_length=64)]
-    product: Hash
+    answer: Answer | None = None
 
 
 class Header(Value, frozen=True):
@@ -104,6 +179,25 @@ class Header(Value, frozen=True):
         if self.proof is None:
             return ZERO_HASH
         return crypto.ticket(self.core.seed, self.proof.i, self.proof.j, self.proof.state)
+
+    @property
+    def copy_id(self) -> bytes:
+        """Which copy of its core this is; see the function `copy_id`."""
+        return copy_id(self.proof)
+
+    @property
+    def result(self) -> Result | None:
+        """The implicit Result of a packet unit."""
+        unit = self.core.unit
+        if not isinstance(unit, PacketUnit) or self.proof is None or self.proof.answer is None:
+            return None
+        answer = self.proof.answer
+        return Result(ResultBody(unit.packet_id, self.core.miner, answer.product), answer.signature)
+
+
+def copy_id(proof: Proof | None) -> bytes:
+    """H("tw/copy", proof): tells the copies of one core apart, by everything that could differ."""
+    return ZERO_HASH if proof is None else crypto.H("tw/copy", encode(proof))
 
 
 class Body(Value, frozen=True):
@@ -138,11 +232,6 @@ class Block(Value, frozen=True):
         return self.header.core.height
 
 
-def unit_shape(params: ChainParams, unit: Unit) -> Shape:
-    """The shape of a unit: an idle one's is the network's."""
-    return params.idle_shape if isinstance(unit, Idle) else unit.shape
-
-
 def genesis(params: ChainParams, state_root: bytes) -> Block:
     """The first block: no parent, no proof, an empty body; its state root is the funded accounts' own."""
     body = Body()
@@ -157,7 +246,7 @@ def genesis(params: ChainParams, state_root: bytes) -> Block:
         miner=bytes(20),
         state_root=state_root,
         body_root=body.root(),
-        unit=Idle(),
+        unit=Zero(TILE_SIDE, TILE_SIDE, TILE_SIDE),
         nonce=params.hash[:8],
     )
     return Block(Header(core, None), body)

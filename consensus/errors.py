@@ -28,6 +28,7 @@ class Reason(StrEnum):
     TIME_TOO_NEW = "time-too-new"
     WRONG_TARGET = "wrong-target"
     MISSING_PROOF = "missing-proof"
+    WRONG_ANSWER = "wrong-answer"
     BAD_UNIT = "bad-unit"
     TILE_OUT_OF_RANGE = "tile-out-of-range"
     TICKET_ABOVE_TARGET = "ticket-above-target"

@@ -10,7 +10,6 @@ import msgspec
 
 from consensus.codec import MAX_AMOUNT, Address, Amount, Hash, Value, encode
 from consensus.crypto import H
-from consensus.shape import MAX_UNIT_BYTES, Shape
 
 TILE = 10**9
 """Grains in one TILE."""
@@ -115,9 +114,6 @@ class ChainParams(Value, frozen=True):
     max_closed: int = 2_048
     """Packets of ended groups forgotten per block, the rest in the blocks after it: two of the largest groups, a tenth
     of a devnet spacing. They were paid for when they were opened."""
-    idle_m: int = 256
-    idle_n: int = 256
-    idle_k: int = 2048
 
     @property
     def hash(self) -> bytes:
@@ -139,13 +135,6 @@ class ChainParams(Value, frozen=True):
         assert minted + sum(allocation.amount for allocation in self.allocations) <= MAX_AMOUNT
         # The fee market's target must have room for one block's worth of tensors.
         assert self.gas_limit // 2 >= MAX_TENSOR_BYTES * self.gas.tensor_byte
-        assert self.idle_shape.is_unit()
-        assert self.idle_shape.unit_bytes <= MAX_UNIT_BYTES
-
-    @property
-    def idle_shape(self) -> Shape:
-        """The shape of idle units."""
-        return Shape(self.idle_m, self.idle_k, self.idle_n)
 
 
 _SPACING_DEVNET_MS = 2_000

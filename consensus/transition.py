@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from consensus import crypto, state
-from consensus.block import Block, Header, PacketUnit, genesis, unit_shape
+from consensus.block import Block, Header, PacketUnit, genesis
 from consensus.errors import BadProof, ConsensusError, Reason
 from consensus.events import Event, Receipt
 from consensus.params import ChainParams
@@ -101,22 +101,19 @@ def apply_block(
 
 
 def apply_unit(execution: Execution, header: Header, products: Products) -> None:
-    """The block's own unit: its product is true, and where it is a packet it is the miner's implicit Result."""
-    core, proof = header.core, header.proof
-    assert proof is not None, "only genesis has no proof, and it is not executed"
-    shape = unit_shape(execution.params, core.unit)
-    execution.oblige({proof.product: shape.product_bytes})
-    if not isinstance(core.unit, PacketUnit):
-        if not products.idle_holds(core.seed, shape, proof.product):
-            raise BadProof(Reason.WRONG_PRODUCT, proof.product, "the noise's product")
+    """A packet as the block's own unit is the miner's implicit Result; of any other unit nobody needs the product."""
+    unit, result = header.core.unit, header.result
+    if not isinstance(unit, PacketUnit):
         return
-    unit = core.unit
-    packet, _ = _assignment(execution, unit.packet_id, core.miner)
+    assert result is not None, "checked with the header"
+    product = result.body.product
+    execution.oblige({product: unit.shape.product_bytes})
+    packet, _ = _assignment(execution, unit.packet_id, header.core.miner)
     if (unit.shape, unit.a_root, unit.b_root) != (packet.shape, packet.a_root, packet.b_root):
         raise ConsensusError(Reason.BAD_UNIT, unit, "the packet's operands")
-    if not products.product_holds(packet.left, packet.right, proof.product):
-        raise BadProof(Reason.WRONG_PRODUCT, proof.product, "the packet's product")
-    jobs.answer(execution, unit.packet_id, packet, proof.product, won=True)
+    if not products.product_holds(packet.left, packet.right, product):
+        raise BadProof(Reason.WRONG_PRODUCT, product, "the packet's product")
+    jobs.answer(execution, unit.packet_id, packet, product, won=True)
 
 
 def apply_result(execution: Execution, genesis_hash: bytes, result: Result, products: Products) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from consensus import crypto, difficulty, tensor, work
-from consensus.block import Block, Body, Header, Idle, PacketUnit, unit_shape
+from consensus.block import Block, Body, Header, PacketUnit, PairUnit, Zero
 from consensus.codec import Hash, Value, encode
 from consensus.errors import BadProof, ConsensusError, Reason
 from consensus.params import (
@@ -29,12 +29,12 @@ from consensus.params import (
 )
 from consensus.rules import payloads
 from consensus.shape import MAX_UNIT_BYTES, TILE_SIDE
-from consensus.tensor import TensorSpec, left_spec, right_spec
+from consensus.tensor import TensorSpec
 from consensus.transaction import Transaction
 
 
 class Strips(Value, frozen=True):
-    """What proves the operands under a packet header's tile: A's row strip, B's column strip, their paths."""
+    """What proves the operands under a header's tile: A's row strip, B's column strip, their paths."""
 
     a: bytes
     a_path: tuple[Hash, ...]
@@ -87,12 +87,24 @@ def check_header(params: ChainParams, header: Header, parent: ParentContext, now
         raise ConsensusError(Reason.TIME_TOO_NEW, core.time_ms, f"at most {max_time_ms(params, now_ms)}")
 
 
-def check_tile(params: ChainParams, header: Header, strips: Strips | None = None) -> None:
-    """Recompute the winning tile. A packet header needs its `strips`, whose roots stand in the core."""
+def check_answer(genesis_hash: bytes, header: Header) -> None:
+    """A packet header carries its miner's own signed answer: nobody else can make another copy of it."""
     core, proof = header.core, header.proof
     assert proof is not None, "checked with the header"
-    m, k, n = unit_shape(params, core.unit)
-    if isinstance(core.unit, Idle):
+    if (result := header.result) is None or proof.answer is None:
+        return
+    if crypto.address_of(proof.answer.key) != core.miner:
+        raise BadProof(Reason.WRONG_ANSWER, crypto.address_of(proof.answer.key), core.miner)
+    if not crypto.verify(proof.answer.key, result.body.signing_hash(genesis_hash), result.signature):
+        raise BadProof(Reason.BAD_SIGNATURE, result.signature, "the miner's signature for this network")
+
+
+def check_tile(header: Header, strips: Strips | None = None) -> None:
+    """Recompute the winning tile. All but zero operands need their `strips`, whose roots stand in the core."""
+    core, proof = header.core, header.proof
+    assert proof is not None, "checked with the header"
+    m, k, n = core.unit.shape
+    if isinstance(core.unit, Zero):
         a: tensor.Matrix = np.zeros((TILE_SIDE, k), np.int8)
         b: tensor.Matrix = np.zeros((k, TILE_SIDE), np.int8)
     else:
@@ -167,7 +179,9 @@ def _check_header_alone(params: ChainParams, header: Header) -> None:
         raise ConsensusError(Reason.WRONG_TARGET, core.target, f"at most {MAX_TARGET.to_bytes(32, 'big').hex()}")
     if proof is None:
         raise BadProof(Reason.MISSING_PROOF, "no proof", "a winning tile")
-    shape = unit_shape(params, core.unit)
+    if (proof.answer is not None) != isinstance(core.unit, PacketUnit):
+        raise BadProof(Reason.WRONG_ANSWER, proof.answer, "an answer beside a packet, and beside nothing else")
+    shape = core.unit.shape
     if not shape.is_unit():
         raise ConsensusError(Reason.BAD_UNIT, shape, "multiples of 64 in 64…4096")
     if shape.unit_bytes > MAX_UNIT_BYTES:
@@ -179,9 +193,10 @@ def _check_header_alone(params: ChainParams, header: Header) -> None:
         raise BadProof(Reason.TICKET_ABOVE_TARGET, header.ticket, core.target)
 
 
-def _proved_strips(unit: PacketUnit, i: int, j: int, strips: Strips | None) -> tuple[tensor.Matrix, tensor.Matrix]:
-    left = left_spec(unit.m, unit.k, unit.a_root)
-    right = right_spec(unit.k, unit.n, unit.b_root)
+def _proved_strips(
+    unit: PacketUnit | PairUnit, i: int, j: int, strips: Strips | None
+) -> tuple[tensor.Matrix, tensor.Matrix]:
+    left, right = unit.left, unit.right
     if strips is None:
         raise BadProof(Reason.MISSING_STRIPS, None, "the tile's strips")
     if not tensor.verify_strip(left, i, strips.a, strips.a_path) or not tensor.verify_strip(
@@ -198,6 +213,6 @@ def obliged_tensors(block: Block) -> list[bytes]:
     """Commitments of all tensors without which the block cannot be executed: operands, and products named in it."""
     operands = [spec.commitment for spec in obliged_operands(block.body)]
     products = [result.body.product for result in block.body.results]
-    if block.header.proof is not None:
-        products.append(block.header.proof.product)
+    if (own := block.header.result) is not None:
+        products.append(own.body.product)
     return list(dict.fromkeys(operands + products))

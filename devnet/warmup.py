@@ -11,18 +11,18 @@ import sys
 import msgspec
 
 from consensus import work
-from consensus.params import ChainParams, devnet
 from consensus.proofs import freivalds
 from devnet.layout import Measured
 from worker.bench import idle_unit_seconds
+from worker.source import IDLE_SHAPE
 
 
-async def measure(params: ChainParams) -> Measured:
+async def measure() -> Measured:
     """Warm every kernel, then time idle units."""
     work.warm()
     freivalds.warm()
-    return Measured(await idle_unit_seconds(params.idle_shape))
+    return Measured(await idle_unit_seconds(IDLE_SHAPE))
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(measure(devnet(0)))) + b"\n")
+    sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(measure())) + b"\n")

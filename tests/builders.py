@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
 from consensus import params, state, validation, work
-from consensus.block import Block, Body, Header, HeaderCore, Idle, PacketUnit, Proof
+from consensus.block import Answer, Block, Body, Header, HeaderCore, PacketUnit, Proof, Unit, Zero
 from consensus.crypto import H, address_of
 from consensus.difficulty import MEDIAN_SPAN, block_work
 from consensus.errors import ConsensusError, Reason
@@ -56,7 +56,7 @@ from consensus.transaction import (
 from consensus.transition import Transition, apply_block, genesis_transition
 from consensus.validation import ParentContext, Strips
 from consensus.work import Evaluation
-from tests.fakes import MemoryTensors, Snapshot, TrustedIdleProducts
+from tests.fakes import MemoryTensors, Snapshot
 
 GENESIS_TIME_MS = 1_700_000_000_000
 FUNDS = 1_000_000 * TILE
@@ -105,12 +105,15 @@ MINER = Key("miner")
 KEYS = {key.address: key for key in (*FUNDED, MINER)}
 
 
+ONE_TILE = Shape(64, 4096, 64)
+"""An idle unit that wins with certainty: k = 4096 at the easiest target leaves 4 losing tickets in 2²⁵⁶."""
+
+
 def regtest(**changes: object) -> ChainParams:
-    """Regtest with funded accounts, and an idle unit of one tile that wins with certainty: k = 4096 at the easiest
-    target leaves 4 losing tickets in 2²⁵⁶. `changes` replace fields."""
+    """Regtest with funded accounts. `changes` replace fields."""
     allocations = tuple(Allocation(key.address, FUNDS) for key in FUNDED)
     rules = params.regtest(GENESIS_TIME_MS, allocations)
-    return replace(rules, **{"idle_m": 64, "idle_n": 64, "idle_k": 4096, **changes})
+    return replace(rules, **changes)
 
 
 def operand(rows: int, cols: int, seed: int = 0) -> Int8:
@@ -187,14 +190,16 @@ class ChainBuilder:
     Args:
         rules: the network's params; `regtest()` by default.
         worked: True mines and checks every header. False, for rules that have nothing to do with work, gives headers
-            a made-up tile and skips the header's checks and the idle products; all else is checked as ever.
+            a made-up tile and skips the header's checks; all else is checked as ever.
+        idle: the shape of idle units.
     """
 
-    def __init__(self, rules: ChainParams | None = None, worked: bool = True) -> None:
+    def __init__(self, rules: ChainParams | None = None, worked: bool = True, idle: Shape = ONE_TILE) -> None:
         self.params = rules or regtest()
+        self.idle = idle
         self.worked = worked
         self.tensors = MemoryTensors()
-        self.products: Products = (CheckedProducts if worked else TrustedIdleProducts)(self.tensors)
+        self.products: Products = CheckedProducts(self.tensors)
         block, transition = genesis_transition(self.params)
         self.genesis_hash = block.id
         base = Snapshot({}).changed(transition.writes)
@@ -411,7 +416,7 @@ class ChainBuilder:
         """
         parent = self.tip.header
         body = Body(tuple(results), tuple(transactions))
-        unit: Idle | PacketUnit = Idle()
+        unit: Unit = Zero(*self.idle)
         if packet is not None:
             miner = miner or self.holder(packet)
             unit = self.packet_unit(packet)
@@ -429,7 +434,7 @@ class ChainBuilder:
             unit=unit,
             nonce=bytes(8),
         )
-        header, strips = self.seal(replace(fields, **(core or {})), packet)
+        header, strips = self.seal(replace(fields, **(core or {})), packet, miner or MINER)
         if proof:
             assert header.proof is not None
             header = Header(header.core, replace(header.proof, **proof))
@@ -440,16 +445,30 @@ class ChainBuilder:
         p = self.packet(packet_id)
         return PacketUnit(packet_id, p.a_root, p.b_root, p.m, p.k, p.n)
 
-    def seal(self, core: HeaderCore, packet: bytes | None = None) -> tuple[Header, Strips | None]:
-        """Search nonces for a winning tile, and keep the unit's product."""
+    def answer(self, packet_id: bytes, product: bytes | None = None, worker: Key | None = None) -> Answer:
+        """The holder's answer as it stands in a proof; `product` and `worker` say otherwise."""
+        result = self.result(packet_id, worker, product)
+        return Answer(result.body.product, KEYS[result.body.worker].public, result.signature)
+
+    def _answer(self, core: HeaderCore, packet: bytes | None, miner: Key) -> Answer | None:
+        """What belongs beside the core: the miner's answer, a made-up one where `core` alone names a packet."""
+        if not isinstance(core.unit, PacketUnit):
+            return None
+        product = bytes(32) if packet is None else self.product(packet).commitment
+        author = KEYS.get(core.miner, miner)
+        claim = author.claim(self.genesis_hash, core.unit.packet_id, product)
+        return Answer(product, author.public, claim.signature)
+
+    def seal(self, core: HeaderCore, packet: bytes | None = None, miner: Key = MINER) -> tuple[Header, Strips | None]:
+        """Search nonces for a winning tile, and keep a packet's product."""
         operands = None if packet is None else self.operands(packet)
         if not self.worked:
-            return self._made_up(core, packet), None
+            return Header(core, Proof(0, 0, core.seed + core.id, self._answer(core, packet, miner))), None
         target = min(core.target_int, params.MAX_TARGET)
         for nonce in range(1 << 16):
             core = replace(core, nonce=nonce.to_bytes(8, "little"))
             if operands is None:
-                shape = self.params.idle_shape
+                shape = self.idle
                 evaluation, k = _evaluate_idle(core.seed, shape), shape.k
             else:
                 a, b = operands[0].matrix, operands[1].matrix
@@ -457,15 +476,10 @@ class ChainBuilder:
             assert evaluation is not None
             assert evaluation.states is not None
             for i, j, _ in work.winning_tiles(core.seed, evaluation.states, target, k):
-                product = self.tensors.add(Tensor(evaluation.product))
                 tile = evaluation.states[i, j].astype("<u4").tobytes()
                 strips = None if operands is None else strips_of(*operands, i, j)
-                return Header(core, Proof(i, j, tile, product.commitment)), strips
+                return Header(core, Proof(i, j, tile, self._answer(core, packet, miner))), strips
         raise AssertionError("no nonce wins: the target is not one for tests")
-
-    def _made_up(self, core: HeaderCore, packet: bytes | None) -> Header:
-        product = bytes(32) if packet is None else self.product(packet).commitment
-        return Header(core, Proof(0, 0, core.seed + core.id, product))
 
     def accept(self, candidate: Candidate, now_ms: int | None = None) -> Node:
         """Validate a block in full, on whichever parent it names, and make it the tip.
@@ -489,7 +503,8 @@ class ChainBuilder:
         parent = self._nodes.get(core.parent, self.tip)
         if self.worked:
             validation.check_header(self.params, block.header, parent.context(), now_ms)
-            validation.check_tile(self.params, block.header, strips)
+            validation.check_answer(self.genesis_hash, block.header)
+            validation.check_tile(block.header, strips)
         validation.check_body(self.params, self.genesis_hash, block)
         validation.check_signatures(self.genesis_hash, block.body.transactions)
         transition = apply_block(self.params, self.genesis_hash, parent.state, block, self.products)
@@ -526,9 +541,11 @@ def strips_of(left: Tensor, right: Tensor, i: int, j: int) -> Strips:
     return Strips(left.strip(i), left.path(i), right.strip(j), right.path(j))
 
 
-def worker_chain(workers: Sequence[Key] = (DAVE, ERIN, FRANK), worked: bool = False, **changes: Any) -> ChainBuilder:
+def worker_chain(
+    workers: Sequence[Key] = (DAVE, ERIN, FRANK), worked: bool = False, idle: Shape = ONE_TILE, **changes: Any
+) -> ChainBuilder:
     """A chain on which `workers` hold a slot each, their registrations in force; `changes` as for `regtest`."""
-    chain = ChainBuilder(regtest(**changes), worked)
+    chain = ChainBuilder(regtest(**changes), worked, idle)
     chain.mine([chain.register(worker) for worker in workers])
     chain.mine(count=chain.params.registration_delay - 1)
     return chain

@@ -6,8 +6,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
-from consensus.proofs.products import CheckedProducts
-from consensus.shape import Shape
 from consensus.state import NODE_PREFIX
 from consensus.tensor import Tensor
 
@@ -57,10 +55,3 @@ class MemoryTensors:
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._tensors.values())
-
-
-class TrustedIdleProducts(CheckedProducts):
-    """Checks packets' products, and takes those of idle units on trust: for chains built without work."""
-
-    def idle_holds(self, seed: bytes, shape: Shape, product: bytes) -> bool:
-        return True

@@ -30,7 +30,7 @@ def evaluate_idle(unit: Unit, threads: int, interrupted: Callable[[], bool]) -> 
     if evaluation is None:
         return False, None
     tile = _first_win(unit, evaluation.states)
-    return True, None if tile is None else Win(*tile, Tensor(evaluation.product))
+    return True, None if tile is None else Win(*tile, None)
 
 
 def _first_win(unit: Unit, states: UInt32 | None) -> tuple[int, int, UInt32] | None:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from consensus import crypto
+from consensus.block import Answer
 from consensus.errors import Refusal
 from consensus.transaction import Result, ResultBody, Transaction, TxBody
 from worker.files import OpenToOthers, create_private, read_private
@@ -124,6 +125,10 @@ class WorkerKey:
         """A signed claim that `product` (a commitment) is the packet's product."""
         body = ResultBody(packet_id, self.address, product)
         return Result(body, self._signer.sign(body.signing_hash(genesis_hash)))
+
+    def answer(self, packet_id: bytes, product: bytes, genesis_hash: bytes) -> Answer:
+        """The same claim in short, as it stands beside a header whose unit is the packet."""
+        return Answer(product, self.public_key, self.result(packet_id, product, genesis_hash).signature)
 
     def transaction(self, body: TxBody, genesis_hash: bytes) -> Transaction:
         """Sign a transaction of the worker's own account: a registration, a payment of what it earned."""

@@ -6,8 +6,11 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from consensus.block import HeaderCore, PacketUnit
 from consensus.shape import Shape
-from consensus.tensor import Tensor, TensorSpec, left_spec, right_spec
+from consensus.tensor import Tensor
 from consensus.work.unit import Int8, UInt32
+
+IDLE_SHAPE = Shape(256, 2048, 256)
+"""What a miner evaluates while no packet waits: a few milliseconds, so that packets and tips are soon attended to."""
 
 
 class Unit(Protocol):
@@ -27,12 +30,12 @@ U = TypeVar("U", bound=Unit)
 
 
 class Win(NamedTuple):
-    """A unit's first winning tile (i, j), its state (16 uint32), and the whole product; of an idle unit the noised."""
+    """A unit's first winning tile (i, j), its state (16 uint32), and a packet's whole product."""
 
     i: int
     j: int
     state: UInt32
-    product: Tensor
+    product: Tensor | None
 
 
 class UnitLost(Exception):
@@ -78,8 +81,3 @@ class UnitSource(Protocol[U]):
 
     def lost(self, what: str, why: str) -> None:
         """Tell the owner that something came to nothing."""
-
-
-def operand_specs(packet: PacketUnit) -> tuple[TensorSpec, TensorSpec]:
-    """What a packet's header says of its operands."""
-    return left_spec(packet.m, packet.k, packet.a_root), right_spec(packet.k, packet.n, packet.b_root)

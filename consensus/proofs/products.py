@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from consensus import work
 from consensus.errors import ConsensusError, MissingTensor, Reason
 from consensus.proofs import freivalds
-from consensus.shape import NOISED_BOUND, Shape
 from consensus.tensor import ROWS, Tensor, TensorSpec, in_operand_range
 
 
@@ -23,16 +21,13 @@ class TensorSource(Protocol):
 
 
 class Products(Protocol):
-    """The three questions. Each raises `MissingTensor` while a tensor is not at hand."""
+    """The two questions. Each raises `MissingTensor` while a tensor is not at hand."""
 
     def operand_holds(self, operand: TensorSpec) -> bool:
         """Whether every entry lies in [−63, 63]."""
 
     def product_holds(self, left: TensorSpec, right: TensorSpec, product: bytes) -> bool:
         """Whether the tensor committed to by `product` is the product of the operands, in int32 row strips."""
-
-    def idle_holds(self, seed: bytes, shape: Shape, product: bytes) -> bool:
-        """Whether `product` is that of the idle unit of `shape` under `seed`: the noise times the noise."""
 
 
 def check_operands(products: Products, operands: Iterable[TensorSpec]) -> None:
@@ -54,11 +49,6 @@ class CheckedProducts:
     def product_holds(self, left: TensorSpec, right: TensorSpec, product: bytes) -> bool:
         a, b, c = (self._tensor(commitment) for commitment in (left.commitment, right.commitment, product))
         return c.spec.side == ROWS and freivalds.verify(a.matrix, b.matrix, c.matrix)
-
-    def idle_holds(self, seed: bytes, shape: Shape, product: bytes) -> bool:
-        c = self._tensor(product)
-        a, b = work.idle_operands(seed, shape)
-        return c.spec.side == ROWS and freivalds.verify(a, b, c.matrix, bound=NOISED_BOUND)
 
     def _tensor(self, commitment: bytes) -> Tensor:
         tensor = self._source.tensor(commitment)

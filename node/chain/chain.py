@@ -107,7 +107,7 @@ class Chain:
         self._viewing = threading.RLock()
         self.archive = Archive(store, self._viewing)
         self._tree = HeaderTree(self.genesis.header)
-        self.known = KnownHeaders(params, store, tensors, self.archive, self._tree, clock)
+        self.known = KnownHeaders(params, self.genesis_hash, store, tensors, self.archive, self._tree, clock)
         self._state, self._tip, self._base = open_chain(store, self.archive, self._tree, self.genesis, founding)
         with contextlib.suppress(MissingTensor):  # the network will bring it
             self._advance()
@@ -338,7 +338,7 @@ class Chain:
     def _note_refusal(self, entry: HeaderEntry, block: Block, error: ConsensusError) -> None:
         """Remember a refusal: of the id, or of one copy where only the proof is false."""
         if isinstance(error, BadProof):
-            entry.copies.pop(block.header.ticket, None)
+            entry.copies.pop(block.header.copy_id, None)
             if entry.copies:
                 return
         self._tree.refuse(entry, str(error))

@@ -11,13 +11,17 @@ from consensus.validation import ParentContext
 
 _LOCATOR_DENSE = 10
 
+MAX_COPIES = 4
+"""Proofs of one core that are kept. Only its miner can make them; what is beyond is not needed for anything."""
+
 
 @dataclass(eq=False, slots=True)
 class HeaderEntry:
     """One block id in the tree.
 
     Attributes:
-        copies: ticket → proof, for every winning tile of this core that was checked; the first is the one announced.
+        copies: copy id → proof, for every proof of this core that was checked, `MAX_COPIES` at most. The first is the
+            one that is believed in: announced, and asked for by its product.
         total_work: of the chain from genesis to here.
         has_body: the body is stored (executed or not).
         refusal: reason for which the block itself was refused in execution; empty while good.
@@ -44,8 +48,14 @@ class HeaderEntry:
         return Header(self.core, next(iter(self.copies.values())))
 
     def copy(self, ticket: bytes) -> Header | None:
-        """The copy with this winning ticket, if it is known."""
-        return Header(self.core, self.copies[ticket]) if ticket in self.copies else None
+        """The first copy with this winning ticket, if one is known."""
+        headers = (Header(self.core, proof) for proof in self.copies.values())
+        return next((header for header in headers if header.ticket == ticket), None)
+
+    def set_back(self, copy: bytes) -> None:
+        """Believe in the other copies first: this one cannot be completed."""
+        if copy in self.copies:
+            self.copies[copy] = self.copies.pop(copy)
 
     def ancestors(self) -> Iterator[HeaderEntry]:
         """This entry, its parent, … genesis."""
@@ -69,7 +79,7 @@ class HeaderTree:
 
     def __init__(self, genesis: Header) -> None:
         self.genesis = HeaderEntry(genesis.id, genesis.core, None, block_work(genesis.core.target_int), has_body=True)
-        self.genesis.copies[genesis.ticket] = genesis.proof
+        self.genesis.copies[genesis.copy_id] = genesis.proof
         self._entries = {self.genesis.id: self.genesis}
         self._children: dict[bytes, list[HeaderEntry]] = {}
         self._best = self.genesis
@@ -87,7 +97,7 @@ class HeaderTree:
         """Put a checked header under its parent."""
         work = parent.total_work + block_work(header.core.target_int)
         entry = HeaderEntry(header.id, header.core, parent, work, invalid=parent.invalid)
-        entry.copies[header.ticket] = header.proof
+        entry.copies[header.copy_id] = header.proof
         self._entries[entry.id] = entry
         self._children.setdefault(parent.id, []).append(entry)
         if not entry.invalid and work > self._best.total_work:

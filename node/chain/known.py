@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from consensus import validation
-from consensus.block import Header, PacketUnit
+from consensus.block import Header, Zero
 from consensus.codec import encode
 from consensus.errors import ConsensusError, Reason
 from consensus.params import ChainParams
-from consensus.tensor import left_spec, right_spec
 from consensus.validation import Strips
 from node.chain import schema
 from node.chain.archive import Archive
-from node.chain.headers import HeaderEntry, HeaderTree, locator
+from node.chain.headers import MAX_COPIES, HeaderEntry, HeaderTree, locator
 from node.chain.snapshot import stored_header
 from node.chain.store import Store
 from node.chain.tensors import TensorStore
@@ -29,6 +28,7 @@ class KnownHeaders:
     def __init__(
         self,
         params: ChainParams,
+        genesis_hash: bytes,
         store: Store,
         tensors: TensorStore,
         archive: Archive,
@@ -37,6 +37,7 @@ class KnownHeaders:
     ) -> None:
         self.tree = tree
         self._params = params
+        self._genesis_hash = genesis_hash
         self._store = store
         self._tensors = tensors
         self._archive = archive
@@ -50,9 +51,9 @@ class KnownHeaders:
         return entry.header if ticket is None else entry.copy(ticket)
 
     def strips(self, block_id: bytes, ticket: bytes | None = None) -> Strips | None:
-        """What proves the tile of a packet header; None for an idle one, or where the operands are gone."""
+        """What proves the tile of a header; None for one of zero operands, or where the operands are gone."""
         header = self.header(block_id, ticket)
-        if header is None or not isinstance(header.core.unit, PacketUnit):
+        if header is None or isinstance(header.core.unit, Zero):
             return None
         strips = self.strips_at_hand(header)
         if strips is None and (data := self._store.get(schema.strips(block_id, header.ticket))) is not None:
@@ -60,12 +61,12 @@ class KnownHeaders:
         return strips
 
     def strips_at_hand(self, header: Header) -> Strips | None:
-        """The strips of a packet header, out of operands that are here."""
+        """The strips of a header, out of operands that are here."""
         unit, proof = header.core.unit, header.proof
-        if not isinstance(unit, PacketUnit) or proof is None:
+        if isinstance(unit, Zero) or proof is None:
             return None
-        left = self._tensors.strip(left_spec(unit.m, unit.k, unit.a_root).commitment, proof.i)
-        right = self._tensors.strip(right_spec(unit.k, unit.n, unit.b_root).commitment, proof.j)
+        left = self._tensors.strip(unit.left.commitment, proof.i)
+        right = self._tensors.strip(unit.right.commitment, proof.j)
         return None if left is None or right is None else Strips(*left, *right)
 
     def locator(self) -> list[bytes]:
@@ -100,21 +101,22 @@ class KnownHeaders:
         return self.tree.add(header, parent)
 
     def add_copy(self, entry: HeaderEntry, header: Header, strips: Strips | None) -> None:
-        """Another winning tile of a known core: checked like the first. Raises `ConsensusError`."""
-        if header.ticket in entry.copies or entry.parent is None:
+        """Another proof of a known core: checked like the first. Raises `ConsensusError`."""
+        if header.copy_id in entry.copies or entry.parent is None or len(entry.copies) >= MAX_COPIES:
             return
         if not entry.parent.copies:  # its only copy was false: nothing is left to check a child against
             raise ConsensusError(Reason.INVALID_PARENT, entry.parent.invalid)
         self._check(header, entry.parent, strips)
         if not entry.copies:
             self.tree.readmit(entry)
-        entry.copies[header.ticket] = header.proof
+        entry.copies[header.copy_id] = header.proof
         if entry.has_body or self._archive.id_at(entry.height) == entry.id:
             self._store.write({schema.header(entry.id): encode(stored_header(entry))})
 
     def _check(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> None:
         validation.check_header(self._params, header, parent.context(header.core.parent_ticket), self._clock())
-        validation.check_tile(self._params, header, strips or self.strips_at_hand(header))
+        validation.check_answer(self._genesis_hash, header)
+        validation.check_tile(header, strips or self.strips_at_hand(header))
         # Strips that came with a header are kept: where its block is never executed here, nothing else proves its work.
-        if strips is not None and isinstance(header.core.unit, PacketUnit):
+        if strips is not None and not isinstance(header.core.unit, Zero):
             self._store.write({schema.strips(header.id, header.ticket): encode(strips)})

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from consensus import state
-from consensus.block import Header
+from consensus.block import Header, copy_id
 from consensus.codec import ZERO_HASH, encode
 from consensus.params import ChainParams
 from consensus.state import GROUPS, NODE_PREFIX, PACKETS, StateReader
@@ -117,7 +117,7 @@ def read_headers(store: Store, tree: HeaderTree, base_height: int) -> None:
         if parent is None:
             raise StorageError(f"header {record.core.id.hex()} at height {record.core.height} has no parent")
         entry = tree.add(Header(record.core, record.proofs[0]), parent)
-        entry.copies.update({Header(record.core, proof).ticket: proof for proof in record.proofs})
+        entry.copies.update({copy_id(proof): proof for proof in record.proofs})
         if entry.id in main:
             entry.has_body = entry.height > base_height
         else:  # of a side branch; or kept for an adoption that a crash cut short

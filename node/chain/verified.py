@@ -16,7 +16,6 @@ from consensus import validation
 from consensus.codec import encode
 from consensus.crypto import H
 from consensus.proofs.products import CheckedProducts, TensorSource
-from consensus.shape import Shape
 from consensus.tensor import TensorSpec
 from consensus.transaction import Transaction
 
@@ -66,15 +65,6 @@ class VerifiedProducts:
         fact = b"p" + left.commitment + right.commitment + product
         known = self._recalls(fact, left.commitment, right.commitment, product)
         return known or self._note(fact, self._checked.product_holds(left, right, product))
-
-    def idle_holds(self, seed: bytes, shape: Shape, product: bytes) -> bool:
-        """Whether `product` commits to the idle unit's product under `seed`."""
-        fact = b"i" + seed + product
-        return self._recalls(fact, product) or self._note(fact, self._checked.idle_holds(seed, shape, product))
-
-    def note_idle(self, seed: bytes, product: bytes) -> None:
-        """The miner made this product itself."""
-        self._true.add(b"i" + seed + product)
 
     def _recalls(self, fact: bytes, *evidence: bytes) -> bool:
         return fact in self._true and all(map(self._source.has, evidence))

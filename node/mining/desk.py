@@ -14,11 +14,10 @@ from enum import StrEnum
 import numpy as np
 
 from consensus import work
-from consensus.block import Idle
+from consensus.block import Answer, PacketUnit
 from consensus.codec import encode
 from consensus.errors import Refusal
 from consensus.shape import TILE_SIDE, Shape
-from consensus.tensor import Tensor
 from node.chain.chain import Import
 from node.compute import Compute
 from node.mining.producer import Candidate, Producer
@@ -38,7 +37,7 @@ class DeskReason(StrEnum):
     UNKNOWN_UNIT = "unknown-unit"
     STALE_UNIT = "stale-unit"
     BAD_TILE = "bad-tile"
-    BAD_PRODUCT = "bad-product"
+    BAD_ANSWER = "bad-answer"
     NO_WIN = "no-win"
 
 
@@ -92,7 +91,7 @@ class WorkDesk:
     async def get_unit(self, worker: bytes) -> WorkUnit:
         """The next unit for a worker's address: a packet that it holds, each once per tip, else an idle unit."""
         held = self._turns.next_packet(worker)
-        unit = held.unit if held is not None else Idle()
+        unit = held.unit if held is not None else self._producer.idle_unit
         candidate = await self._compute.run(self._producer.candidate, unit, worker)
         if held is not None:
             self._turns.give(held.packet_id, candidate.tip)
@@ -105,17 +104,17 @@ class WorkDesk:
         left, right = held.packet.left.commitment, held.packet.right.commitment
         return replace(idle, packet_id=held.packet_id, left=left, right=right, deadline=held.deadline)
 
-    async def submit(self, unit_id: bytes, i: int, j: int, state: bytes, product: Tensor) -> Import:
+    async def submit(self, unit_id: bytes, i: int, j: int, state: bytes, answer: Answer | None = None) -> Import:
         """Seal and import the block of a unit that won.
 
         Args:
             unit_id: from `get_unit`.
             i, j, state: the winning tile and its 16 × u32, little-endian.
-            product: the unit's whole product; of an idle unit the noised one.
+            answer: of a packet, the worker's; its product was given to the node before.
         Raises:
             DeskError: an unknown or stale unit, or a tile that does not win: nothing is imported.
-            PoolError: there is no room for the product.
-            ConsensusError: the block is refused: a false state or product.
+            ConsensusError: the block is refused: a false state, answer or product.
+            MissingTensor: the product is not here.
         """
         outstanding = self._outstanding.get(unit_id)
         if outstanding is None:
@@ -132,17 +131,16 @@ class WorkDesk:
             message = f"tile ({i}, {j}) with a state of {len(state)} bytes"
             fix = f"send a tile below ({m // TILE_SIDE}, {n // TILE_SIDE}) with {_STATE_BYTES} bytes"
             raise DeskError(DeskReason.BAD_TILE, message, fix)
-        if product.spec.rows != m or product.spec.cols != n:
-            message = f"a product of {product.spec.rows}×{product.spec.cols}"
-            raise DeskError(DeskReason.BAD_PRODUCT, message, f"send the unit's whole product, {m}×{n} int32")
+        if (answer is not None) != isinstance(candidate.core.unit, PacketUnit):
+            message = "an answer beside no packet" if answer is not None else "a packet without its answer"
+            raise DeskError(DeskReason.BAD_ANSWER, message, "send the signed answer of a packet, and of nothing else")
         words = np.frombuffer(state, "<u4").astype(np.uint32)
         if not work.wins(work.ticket(candidate.seed, i, j, words), candidate.core.target_int, k):
             message = "the tile's ticket is above the target"
             raise DeskError(
                 DeskReason.NO_WIN, message, "submit winning tiles; send a packet's product as a signed result"
             )
-        await self._intake.tensor(product)
-        block = self._producer.seal(candidate, i, j, words, product.commitment)
+        block = self._producer.seal(candidate, i, j, words, answer)
         change = await self._intake.block(block)
         self._outstanding.pop(unit_id, None)
         return change

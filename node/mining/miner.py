@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from consensus.block import Idle, PacketUnit
+from consensus.block import PacketUnit
 from consensus.errors import ConsensusError, MissingTensor
 from consensus.tensor import Tensor
 from consensus.transaction import Result, Transaction
@@ -22,7 +22,7 @@ from node.pool.mempool import PoolError
 from worker.compute import Bench
 from worker.key import WorkerKey
 from worker.loop import MiningLoop
-from worker.source import ProductGone, UnitLost, Win, operand_specs
+from worker.source import ProductGone, UnitLost, Win
 from worker.stats import MinerStats
 
 logger = logging.getLogger("tilework.miner")
@@ -46,7 +46,7 @@ class LocalUnits:
         if held is None and not idle:
             return None
         with _losses():
-            unit = Idle() if held is None else held.unit
+            unit = self._producer.idle_unit if held is None else held.unit
             candidate = await self._compute.run(self._producer.candidate, unit, self._key.address)
         if held is not None:
             self._turns.give(held.packet_id, candidate.tip)
@@ -56,7 +56,7 @@ class LocalUnits:
         """See `UnitSource`."""
         assert isinstance(unit.core.unit, PacketUnit)
         matrices = []
-        for spec in operand_specs(unit.core.unit):
+        for spec in (unit.core.unit.left, unit.core.unit.right):
             tensor = await self._compute.run(self._chain.tensors.tensor, spec.commitment)
             if tensor is None:
                 raise UnitLost(str(MissingTensor(spec.commitment)))
@@ -69,13 +69,14 @@ class LocalUnits:
 
     async def submit(self, unit: Candidate, win: Win) -> bool:
         """See `UnitSource`."""
-        product = win.product
-        if isinstance(unit.core.unit, Idle):
-            self._chain.products.note_idle(unit.seed, product.commitment)
-        block = self._producer.seal(unit, win.i, win.j, win.state, product.commitment)
+        answer = None
+        if isinstance(unit.core.unit, PacketUnit) and win.product is not None:
+            answer = self._key.answer(unit.core.unit.packet_id, win.product.commitment, self._chain.genesis_hash)
+        block = self._producer.seal(unit, win.i, win.j, win.state, answer)
         try:
             with _losses():
-                await self._intake.tensor(product, obliged=True)
+                if win.product is not None:
+                    await self._intake.tensor(win.product, obliged=True)
                 change = await self._intake.block(block)
         except UnitLost as refusal:
             logger.error("own block refused", extra={"height": block.height, "reason": str(refusal)})

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from consensus.block import Block, Body, Header, HeaderCore, PacketUnit, Proof, Unit, unit_shape
+from consensus.block import Answer, Block, Body, Header, HeaderCore, PacketUnit, Proof, Unit, Zero
 from consensus.difficulty import median_time
 from consensus.errors import ConsensusError, Reason
 from consensus.params import MAX_TENSOR_BYTES, PROTOCOL_VERSION
@@ -24,6 +24,7 @@ from node.chain.headers import HeaderEntry
 from node.mining.assembly import Assembly, MinedChain, TipMoved, assemble
 from node.pool.mempool import Mempool
 from node.pool.results import ResultPool
+from worker.source import IDLE_SHAPE
 
 REFRESH_MS = 250
 """How often, at most, a body is chosen anew for what came into the pools since; a new tip always gets a new body."""
@@ -65,12 +66,23 @@ class Held(NamedTuple):
 
 
 class Producer:
-    """Makes candidates from the pools."""
+    """Makes candidates from the pools.
+
+    Attributes:
+        idle_unit: what is mined while no packet waits.
+    """
 
     def __init__(
-        self, chain: MinedChain, pool: Mempool, results: ResultPool, clock: Callable[[], int], rng: random.Random
+        self,
+        chain: MinedChain,
+        pool: Mempool,
+        results: ResultPool,
+        clock: Callable[[], int],
+        rng: random.Random,
+        idle_shape: Shape = IDLE_SHAPE,
     ) -> None:
         """`clock` gives Unix time in milliseconds; `rng` draws header nonces, which need be distinct, not secret."""
+        self.idle_unit = Zero(*idle_shape)
         self._chain = chain
         self._pool = pool
         self._results = results
@@ -92,8 +104,8 @@ class Producer:
             packet = self._chain.read(lambda state: PACKETS.get(state, unit.packet_id))
             if packet is None or packet.status != PacketStatus.HELD or packet.worker != miner:
                 raise ConsensusError(Reason.NOT_ASSIGNEE, miner, "the packet's assignee")
-        shape = unit_shape(params, unit)
-        assembly = self._current(shape.product_bytes)
+        shape = unit.shape
+        assembly = self._current(shape.product_bytes if isinstance(unit, PacketUnit) else 0)
         body, body_root = assembly.body, assembly.body_root
         if isinstance(unit, PacketUnit):
             others = tuple(r for r in body.results if r.body.packet_id != unit.packet_id)
@@ -118,9 +130,9 @@ class Producer:
         )
         return Candidate(assembly.tip, core, body, core.id, core.seed, shape)
 
-    def seal(self, candidate: Candidate, i: int, j: int, state: UInt32, product: bytes) -> Block:
-        """The block: tile (i, j) won with its `state` (16 uint32), and `product` commits to the unit's product."""
-        proof = Proof(i, j, state.astype("<u4").tobytes(), product)
+    def seal(self, candidate: Candidate, i: int, j: int, state: UInt32, answer: Answer | None = None) -> Block:
+        """The block: tile (i, j) won with its `state` (16 uint32); a packet unit comes with its worker's `answer`."""
+        proof = Proof(i, j, state.astype("<u4").tobytes(), answer)
         return Block(Header(candidate.core, proof), candidate.body)
 
     def held(self, worker: bytes) -> list[Held]:

@@ -18,7 +18,7 @@ from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
 from consensus.params import MAX_BODY_BYTES
 from consensus.validation import Strips
 from node.chain.archive import Archive
-from node.chain.headers import HeaderEntry, fork_point
+from node.chain.headers import MAX_COPIES, HeaderEntry, fork_point
 from node.chain.snapshot import replay_span
 from node.compute import Compute
 from node.p2p.fetch import Fetcher, Owed, Unavailable, WrongAnswer, never, together
@@ -179,12 +179,27 @@ class Downloader:
         """
         try:
             body = await self._body(entry, target)
-            block = Block(self._header(entry), body)
-            missing = await self._compute.run(self._chain.missing_tensors, block)
-            await self._tensors(missing, entry, target, self._owed(entry))
+            for _ in range(MAX_COPIES):
+                header = self._header(entry)
+                missing = await self._compute.run(self._chain.missing_tensors, Block(header, body))
+                own = None if header.result is None else header.result.body.product
+                try:
+                    await self._tensors((c for c in missing if c != own), entry, target, self._owed(entry))
+                    if own in missing:
+                        await self._tensors([own], entry, target, self._owed(entry, header))
+                except Unavailable:
+                    # Its miner may have signed another product besides: one that can be had.
+                    if own not in missing:
+                        raise
+                    if len(entry.copies) == 1:
+                        await self._another_copy(entry, target)
+                    entry.set_back(header.copy_id)
+                    self._blame_giver(header, Offence.WITHHOLDS, "a product")
+                else:
+                    return body
+            raise Unavailable("no copy of it can be completed")
         except Unavailable as error:
             return error
-        return body
 
     async def _body(self, entry: HeaderEntry, target: HeaderEntry) -> Body:
         if entry.core.body_root == _EMPTY_ROOT:
@@ -197,10 +212,14 @@ class Downloader:
 
         return await self._fetcher.ask(GetBody(entry.id), BodyBytes, lambda: self._holders(entry, target), accept)
 
-    def _owed(self, entry: HeaderEntry) -> Owed:
-        """Of a block's own tensors: who drops what is out of its retention breaks no word."""
+    def _owed(self, entry: HeaderEntry, copy: Header | None = None) -> Owed:
+        """Of a block's own tensors: who drops what is out of its retention breaks no word.
+
+        `copy`: whose own product it is; nobody but the giver of that copy has said that it can be had.
+        """
         span = replay_span(self._chain.params)
-        return lambda peer: peer.status.height - entry.height < span
+        giver = None if copy is None else self._headers.givers.get((copy.id, copy.copy_id))
+        return lambda peer: (copy is None or peer.key == giver) and peer.status.height - entry.height < span
 
     async def _tensors(self, commitments: Iterable[bytes], entry: HeaderEntry, target: HeaderEntry, owed: Owed) -> None:
         await together(
@@ -218,8 +237,9 @@ class Downloader:
                 # An operand of an older job, which a peer that joined from a snapshot need not have had yet.
                 await self._tensors([missing.commitment], entry, target, never)
             except BadProof as error:
-                self._blame_giver(header, error)
-                await self._another_copy(entry, target)
+                self._blame_giver(header, Offence.INVALID, error)
+                if not entry.copies:
+                    await self._another_copy(entry, target)
             except ConsensusError as error:
                 logger.warning(
                     "block refused", extra={"height": entry.height, "block": entry.id.hex(), "why": str(error)}
@@ -229,27 +249,27 @@ class Downloader:
                         peer.penalise(Offence.INVALID, error)
                 raise _Refused(str(error)) from None
 
-    def _blame_giver(self, header: Header, error: ConsensusError) -> None:
-        """A false proof counts against the peer that gave this copy of the header, and nobody else."""
-        giver = self._headers.givers.pop((header.id, header.ticket), None)
+    def _blame_giver(self, header: Header, offence: Offence, detail: object) -> None:
+        """A copy that is false or cannot be completed counts against the peer that gave it, and nobody else."""
+        giver = self._headers.givers.pop((header.id, header.copy_id), None)
         for peer in list(self._headers.tips):
             if peer.key == giver:
-                peer.penalise(Offence.INVALID, error)
+                peer.penalise(offence, detail)
 
     async def _another_copy(self, entry: HeaderEntry, target: HeaderEntry) -> None:
-        """The same core in the copy that another peer has on its main chain."""
-        if entry.copies:
-            return
+        """The same core in the copy that another peer has on its main chain, if there is one that is not known yet."""
         parent = entry.core.parent
 
         async def accept(peer: Peer, answer: Headers) -> None:
             if len(answer.headers) != 1 or answer.headers[0].id != entry.id:
                 raise Missing  # it has moved to another chain meanwhile
+            if answer.headers[0].copy_id in entry.copies:
+                raise Missing
             try:
                 await self._compute.run(self._chain.add_header, answer.headers[0])
             except ConsensusError as error:
                 raise WrongAnswer(str(error)) from None
-            self._headers.givers[(entry.id, answer.headers[0].ticket)] = peer.key
+            self._headers.givers[(entry.id, answer.headers[0].copy_id)] = peer.key
 
         candidates = lambda: self._holders(entry, target)  # noqa: E731  (one expression, used once)
         await self._fetcher.ask(GetHeaders((parent,), 1), Headers, candidates, accept, owed=never)

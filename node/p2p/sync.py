@@ -15,9 +15,8 @@ from enum import Enum, auto
 from itertools import pairwise
 from typing import Protocol
 
-from consensus.block import Header, PacketUnit
+from consensus.block import Header, Zero
 from consensus.errors import ConsensusError, Reason
-from consensus.tensor import left_spec, right_spec
 from consensus.validation import Strips
 from node.chain.headers import HeaderEntry
 from node.chain.known import KnownHeaders
@@ -64,7 +63,7 @@ class HeaderSync:
 
     Attributes:
         tips: per peer, the entry with the most work that it is known to have.
-        givers: (block id, ticket) → key of the peer that gave this copy, the latest only.
+        givers: (block id, copy id) → key of the peer that gave this copy, the latest only.
     """
 
     def __init__(self, chain: HeaderChain, compute: Compute, limits: PeerLimits, progress: Callable[[], None]) -> None:
@@ -149,7 +148,7 @@ class HeaderSync:
     async def _announced(self, peer: Peer, header: Header) -> None:
         """A new tip, whose parent is mostly known; else the peer is asked for what lies between."""
         known = self._chain.entry(header.id)
-        if known is not None and header.ticket in known.copies:
+        if known is not None and header.copy_id in known.copies:
             self._note_tip(peer, known)
             return
         entry, verdict = await self._take(peer, [header])
@@ -226,13 +225,12 @@ class HeaderSync:
     def _needs_strips(self, header: Header) -> bool:
         """Whether a header's tile can only be checked with strips that are not here."""
         unit = header.core.unit
-        if not isinstance(unit, PacketUnit):
+        if isinstance(unit, Zero):
             return False
         entry = self._chain.entry(header.id)
-        if entry is not None and header.ticket in entry.copies:
+        if entry is not None and header.copy_id in entry.copies:
             return False
-        left, right = left_spec(unit.m, unit.k, unit.a_root), right_spec(unit.k, unit.n, unit.b_root)
-        return not (self._chain.tensors.has(left.commitment) and self._chain.tensors.has(right.commitment))
+        return not (self._chain.tensors.has(unit.left.commitment) and self._chain.tensors.has(unit.right.commitment))
 
     async def _strips(self, peer: Peer, headers: Sequence[Header]) -> dict[bytes, Strips]:
         """Ticket → strips, for the headers that need them; what the peer lacks, the check will miss."""
@@ -308,7 +306,7 @@ class HeaderSync:
             self.tips[peer] = entry
 
     def _note_giver(self, peer: Peer, header: Header) -> None:
-        self.givers.setdefault((header.id, header.ticket), peer.key)
+        self.givers.setdefault((header.id, header.copy_id), peer.key)
         if len(self.givers) > self._limits.max_known:
             self.givers.popitem(last=False)
 

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from api.errors import INVALID_PARAMS, REJECTED, UNAVAILABLE
 from api.node import MempoolInfo, MiningInfo, NodeInfo, PeerView
 from consensus.address import AddressError, decode_address, encode_address
-from consensus.block import Block
+from consensus.block import Answer, Block
 from consensus.codec import decode
 from consensus.errors import ConsensusError, MissingTensor, Reason
 from consensus.params import ChainParams
@@ -68,7 +68,7 @@ class Desk(Protocol):
     """Units for outside miners; `node.mining.desk.WorkDesk`."""
 
     async def get_unit(self, worker: bytes) -> WorkUnit: ...
-    async def submit(self, unit_id: bytes, i: int, j: int, state: bytes, product: Tensor) -> Import: ...
+    async def submit(self, unit_id: bytes, i: int, j: int, state: bytes, answer: Answer | None = None) -> Import: ...
 
 
 class Host(Protocol):

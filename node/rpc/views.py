@@ -6,9 +6,19 @@ from typing import cast
 
 from msgspec import Struct
 
-from api.chain import HeaderView, IdleView, OutputView, PacketUnitView, ResultView, TxKind, TxView
+from api.chain import (
+    HeaderView,
+    OutputView,
+    PacketUnitView,
+    PairUnitView,
+    ResultView,
+    TxKind,
+    TxView,
+    UnitView,
+    ZeroView,
+)
 from consensus.address import encode_address
-from consensus.block import Header, PacketUnit
+from consensus.block import Header, PacketUnit, PairUnit, Unit, Zero
 from consensus.codec import encode
 from consensus.events import Receipt
 from consensus.rules import payloads
@@ -42,11 +52,11 @@ def header_view(header: Header, prefix: str, total_work: int, confirmations: int
         miner=encode_address(core.miner, prefix),
         state_root=core.state_root.hex(),
         body_root=core.body_root.hex(),
-        unit=unit_view(core.unit) if isinstance(core.unit, PacketUnit) else IdleView(),
+        unit=unit_view(core.unit),
         nonce=core.nonce.hex(),
         ticket=header.ticket.hex(),
         tile=None if proof is None else (proof.i, proof.j),
-        product=None if proof is None else proof.product.hex(),
+        product=None if header.result is None else header.result.body.product.hex(),
         total_work=str(total_work),
         confirmations=confirmations,
         main=main,
@@ -54,9 +64,15 @@ def header_view(header: Header, prefix: str, total_work: int, confirmations: int
     )
 
 
-def unit_view(unit: PacketUnit) -> PacketUnitView:
-    """A packet as a unit."""
-    return PacketUnitView(unit.packet_id.hex(), unit.a_root.hex(), unit.b_root.hex(), unit.m, unit.k, unit.n)
+def unit_view(unit: Unit) -> UnitView:
+    """What was, or is to be, multiplied."""
+    match unit:
+        case Zero():
+            return ZeroView(unit.m, unit.k, unit.n)
+        case PairUnit():
+            return PairUnitView(unit.a_root.hex(), unit.b_root.hex(), unit.m, unit.k, unit.n)
+        case PacketUnit():
+            return PacketUnitView(unit.packet_id.hex(), unit.a_root.hex(), unit.b_root.hex(), unit.m, unit.k, unit.n)
 
 
 def tx_view(tx: Transaction, txid: bytes, prefix: str, placed: Placed | None) -> TxView:

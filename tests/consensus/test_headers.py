@@ -9,15 +9,17 @@ import pytest
 from msgspec.structs import replace
 
 from consensus import crypto, validation, work
-from consensus.block import Block, Header, HeaderCore, PacketUnit
+from consensus.block import Answer, Block, Header, HeaderCore, PacketUnit, Zero
 from consensus.codec import encode
 from consensus.difficulty import next_target
 from consensus.errors import BadProof, ConsensusError, Reason
 from consensus.params import MAX_TARGET
+from consensus.shape import Shape
 from consensus.tensor import COLUMNS, Tensor
 from consensus.validation import Strips
 from tests.builders import (
     ALICE,
+    BOB,
     DAVE,
     GENESIS_TIME_MS,
     MINER,
@@ -166,7 +168,7 @@ def test_a_tile_outside_of_the_unit(chain: ChainBuilder) -> None:
 
 def test_a_ticket_above_the_target() -> None:
     """At k = 64 one ticket in 64 wins. The ticket is hashed from the claimed state, so a false one costs work too."""
-    chain = ChainBuilder(regtest(idle_k=64))
+    chain = ChainBuilder(idle=Shape(64, 64, 64))
     good = chain.candidate()
     core = good.block.header.core
     losing = next(
@@ -223,7 +225,7 @@ def test_a_packet_header_is_proved_by_two_strips(held: tuple[ChainBuilder, bytes
     chain, packet = held
     good = chain.candidate(packet=packet)
     assert good.block.header.core.miner == DAVE.address
-    validation.check_tile(chain.params, good.block.header, good.strips)
+    validation.check_tile(good.block.header, good.strips)
     chain.accept(good)
 
 
@@ -268,7 +270,7 @@ def test_declared_dimensions_are_bound_to_the_operands(
     declared = replace(chain.packet_unit(packet), **dimensions)
     header = chain.candidate(packet=packet, core={"unit": declared}, proof={"i": 0, "j": 0}).block.header
     with pytest.raises(BadProof) as caught:
-        validation.check_tile(chain.params, header, strips_of(*chain.operands(packet), 0, 0))
+        validation.check_tile(header, strips_of(*chain.operands(packet), 0, 0))
     assert caught.value.reason == Reason.WRONG_STRIPS
 
 
@@ -305,3 +307,49 @@ def test_errors_say_what_was_got_and_expected(chain: ChainBuilder) -> None:
     assert (error.got, error.expected) == (9, 3)
     assert str(error) == "bad-height: got 9, expected 3"
     assert isinstance(error, ConsensusError)
+
+
+# --- a packet's answer: nobody but its miner makes another copy
+
+
+def test_a_packet_headers_answer_is_the_miners_own(held: tuple[ChainBuilder, bytes]) -> None:
+    """Else a stranger could put another product beside the same work, and strand whoever saw that copy first."""
+    chain, packet = held
+    good = chain.answer(packet)
+    other = chain.answer(packet, bytes(32), BOB)
+    forged = {
+        Reason.WRONG_ANSWER: [None, other, replace(good, key=BOB.public)],
+        Reason.BAD_SIGNATURE: [
+            replace(good, product=bytes(32)),
+            replace(good, signature=bytes(64)),
+            replace(good, signature=other.signature),
+        ],
+    }
+    for reason, answers in forged.items():
+        for answer in answers:
+            assert isinstance(chain.reject(reason, packet=packet, proof={"answer": answer}), BadProof)
+
+
+def test_zero_operands_have_no_answer(chain: ChainBuilder) -> None:
+    answer = Answer(bytes(32), MINER.public, bytes(64))
+    assert isinstance(chain.reject(Reason.WRONG_ANSWER, proof={"answer": answer}), BadProof)
+
+
+@pytest.mark.parametrize("shape", [Shape(64, 4096, 64), Shape(128, 4096, 192), Shape(64, 4096, 4096)], ids=str)
+def test_zero_operands_may_have_any_shape_of_a_packet(shape: Shape) -> None:
+    chain = ChainBuilder(idle=shape)
+    assert chain.mine().header.core.unit == Zero(*shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (Shape(64, 65, 64), Reason.BAD_UNIT),
+        (Shape(0, 64, 64), Reason.BAD_UNIT),
+        (Shape(64, 8192, 64), Reason.BAD_UNIT),
+        (Shape(4096, 64, 4096), Reason.UNIT_TOO_LARGE),
+    ],
+    ids=str,
+)
+def test_zero_operands_of_no_packets_shape(chain: ChainBuilder, shape: Shape, reason: Reason) -> None:
+    chain.reject(reason, core={"unit": Zero(*shape)})

@@ -35,7 +35,6 @@ def test_devnet_and_mainnet_as_agreed() -> None:
     for p in NETWORKS:
         assert p.slot_bond == 100 * TILE
         assert (p.initial_subsidy, p.halving_interval) == (50 * 10**9, 1_048_576)
-        assert (p.idle_m, p.idle_n, p.idle_k) == (256, 256, 2048)
         assert (p.registration_delay, p.deal_lag, p.max_examined) == (8, 4, 256)
         assert p.min_fee == 100
     assert (params.devnet(T).address_prefix, params.mainnet().address_prefix) == ("tdev", "tile")
@@ -85,9 +84,6 @@ def test_no_two_networks_share_a_genesis_hash() -> None:
         {"retention": 110},
         {"slot_bond": 101},
         {"gas_limit": 63 << 20},
-        {"idle_m": 100},
-        {"idle_k": 8192},
-        {"idle_m": 4096, "idle_n": 4096},
         {"allocations": (Allocation(bytes(20), MAX_AMOUNT),)},
     ],
     ids=str,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from consensus import validation
-from consensus.block import Block, Body, Header, Idle, PacketUnit, Proof
+from consensus.block import Block, Body, Header, PacketUnit, PairUnit, Proof, Zero
 from consensus.errors import ConsensusError, MissingTensor
 from consensus.params import MAX_TARGET
 from consensus.transaction import CancelJob, Payload, Result, SubmitJob, Transaction
@@ -26,7 +26,12 @@ JOB = WORKING.job(ALICE, operand(64, 64), operand(64, 64, 1))
 WORKING.mine([JOB.transaction])
 
 sides = st.sampled_from([0, 1, 63, 64, 128, 4096, 4160, 2**31, 2**32 - 64, 2**32 - 1])
-units = st.builds(Idle) | st.builds(PacketUnit, *[st.binary(min_size=32, max_size=32)] * 3, m=sides, k=sides, n=sides)
+hashes = st.binary(min_size=32, max_size=32)
+units = (
+    st.builds(Zero, sides, sides, sides)
+    | st.builds(PacketUnit, hashes, hashes, hashes, sides, sides, sides)
+    | st.builds(PairUnit, hashes, hashes, sides, sides, sides)
+)
 targets = st.sampled_from([0, 1, MAX_TARGET, MAX_TARGET + 1, 2**256 - 1]).map(lambda target: target.to_bytes(32, "big"))
 
 
@@ -43,7 +48,7 @@ def test_headers_that_are_almost_good(unit: Any, target: bytes, time_ms: int, pr
         header = Header(core, tile)
         with suppress(ConsensusError):
             validation.check_header(CHAIN.params, header, CHAIN.tip.context(), 2**62)
-            validation.check_tile(CHAIN.params, header, strips)
+            validation.check_tile(header, strips)
 
 
 @given(values(Transaction))

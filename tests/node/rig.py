@@ -13,10 +13,10 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 from consensus import work
-from consensus.block import Block, Idle, PacketUnit
+from consensus.block import Block, PacketUnit, Zero
 from consensus.crypto import H
 from consensus.params import ChainParams
-from consensus.tensor import Tensor
+from consensus.shape import Shape
 from consensus.transaction import Result, Transaction
 from consensus.validation import obliged_tensors
 from node.chain.chain import Chain, Import
@@ -28,7 +28,7 @@ from node.pool.intake import Intake
 from node.pool.mempool import Mempool
 from node.pool.results import ResultPool
 from tests import builders
-from tests.builders import ChainBuilder, Job, Key
+from tests.builders import ONE_TILE, ChainBuilder, Job, Key
 from worker.key import WorkerKey
 
 P = ParamSpec("P")
@@ -47,8 +47,10 @@ def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
 class Rig:
     """See the module. `announced` lists what observers were told, in order."""
 
-    def __init__(self, rules: ChainParams | None = None, compute: Compute | None = None, **intake: int) -> None:
-        self.builder = ChainBuilder(rules)
+    def __init__(
+        self, rules: ChainParams | None = None, compute: Compute | None = None, idle: Shape = ONE_TILE, **intake: int
+    ) -> None:
+        self.builder = ChainBuilder(rules, idle=idle)
         self.params = self.builder.params
         self.now_ms = self.params.genesis_time_ms
         self.store: Store = MemoryStore()
@@ -59,7 +61,7 @@ class Rig:
         self.pool = Mempool(self.chain)
         self.results = ResultPool(self.chain)
         self.intake = Intake(self.chain, self.pool, self.results, self.compute, **intake)
-        self.producer = Producer(self.chain, self.pool, self.results, lambda: self.now_ms, random.Random(1))
+        self.producer = Producer(self.chain, self.pool, self.results, lambda: self.now_ms, random.Random(1), idle)
         self.announced: list[Import | Transaction | Result] = []
         self.intake.observers.append(self)
 
@@ -90,19 +92,17 @@ class Rig:
     async def _win(self, miner: Key) -> Block:
         """An idle block that wins: the first candidate's, but for targets somewhat below the easiest."""
         while True:
-            candidate = self.producer.candidate(Idle(), miner.address)
+            candidate = self.producer.candidate(self.producer.idle_unit, miner.address)
             block = await self.seal(candidate)
             if work.wins(block.header.ticket, candidate.core.target_int, candidate.shape.k):
                 return block
 
     async def seal(self, candidate: Candidate) -> Block:
-        """Evaluate an idle candidate of one tile, which wins at the easiest target, and keep its product."""
+        """Evaluate an idle candidate of one tile, which wins at the easiest target."""
         evaluation = work.evaluate_idle(candidate.seed, candidate.shape)
         assert evaluation is not None
         assert evaluation.states is not None
-        product = Tensor(evaluation.product)
-        await self.intake.tensor(product, obliged=True)
-        return self.producer.seal(candidate, 0, 0, evaluation.states[0, 0], product.commitment)
+        return self.producer.seal(candidate, 0, 0, evaluation.states[0, 0])
 
     def branch(self) -> ChainBuilder:
         """A builder that goes its own way from the present tip, with the same tensors."""
@@ -115,10 +115,11 @@ class Rig:
         for commitment in obliged_tensors(node.block):
             await self.upload(commitment)
         unit, strips = node.header.core.unit, None
-        if isinstance(unit, PacketUnit):
+        if not isinstance(unit, Zero):
             assert node.header.proof is not None
             assert node.parent is not None
             tip, self.builder.tip = self.builder.tip, node.parent
+            assert isinstance(unit, PacketUnit)
             operands = self.builder.operands(unit.packet_id)
             self.builder.tip = tip
             strips = builders.strips_of(*operands, node.header.proof.i, node.header.proof.j)

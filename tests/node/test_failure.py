@@ -7,14 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from consensus.errors import MissingTensor
-from consensus.validation import obliged_tensors
-from node.chain.chain import Chain
-from node.chain.store import MemoryStore, StorageError
-from node.chain.tensors import TensorStore
+from node.chain.store import StorageError
 from node.compute import InlineCompute, ThreadCompute
 from node.failure import Failure
-from tests.builders import ChainBuilder
 
 
 def full_disk() -> None:
@@ -73,20 +68,3 @@ def test_stopping_is_no_error() -> None:
         assert failure.error is None
 
     asyncio.run(run())
-
-
-def test_the_chain_tells_how_long_each_import_took_also_of_a_refused_block() -> None:
-    builder = ChainBuilder()
-    node = builder.mine()
-    told: list[float] = []
-    tensors = TensorStore(None)
-    chain = Chain(builder.params, MemoryStore(), tensors, lambda: node.block.header.core.time_ms, imported=told.append)
-    with pytest.raises(MissingTensor):
-        chain.add_block(node.block)
-    for commitment in obliged_tensors(node.block):
-        tensor = builder.tensors.tensor(commitment)
-        assert tensor is not None
-        tensors.add(tensor)
-    assert chain.add_block(node.block).tip_changed
-    assert len(told) == 2
-    assert min(told) >= 0

@@ -182,7 +182,7 @@ def test_a_node_whose_peers_are_away_is_not_ready_and_mines_in_the_end(
     scenario(body)
 
 
-@pytest.mark.parametrize("operation", ["add_block", "read", "keep_tensor"])
+@pytest.mark.parametrize("operation", ["add_block", "read"])
 def test_a_failing_disk_stops_the_node_with_its_reason(
     tmp_path: Path, rules: Path, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:

@@ -65,9 +65,11 @@ def test_random_matrices_that_nobody_paid_for_are_no_unit() -> None:
     product = chain.tensors.add(Tensor(evaluation.product)).commitment
     assert bare.header.proof is not None
     tile = evaluation.states[i, j].astype("<u4").tobytes()
-    header = Header(core, replace(bare.header.proof, i=i, j=j, state=tile, product=product))
+    header = Header(
+        core, replace(bare.header.proof, i=i, j=j, state=tile, answer=elsewhere.answer(job.packets[0], product, DAVE))
+    )
     validation.check_header(chain.params, header, chain.tip.context())
-    validation.check_tile(chain.params, header, strips_of(a, b, i, j))
+    validation.check_tile(header, strips_of(a, b, i, j))
     candidate = Candidate(Block(header, bare.body), strips_of(a, b, i, j))
     chain.reject(Reason.UNKNOWN_PACKET, candidate=candidate)
 
@@ -79,7 +81,8 @@ def test_anybody_can_buy_the_work_and_it_wins_the_block() -> None:
     chain.mine([job.transaction])
     node = chain.mine(packet=job.packets[0])
     assert node.header.proof is not None
-    bought = chain.tensors.tensor(node.header.proof.product)
+    assert node.header.result is not None
+    bought = chain.tensors.tensor(node.header.result.body.product)
     assert bought is not None
     assert np.array_equal(bought.matrix, exact(a, b))
 

@@ -67,9 +67,6 @@ class Setting:
 class Strategy:
     """The honest one: answer whatever is dealt at the first chance, include all Results as they come."""
 
-    ticket_advantage = 1.0
-    """Tickets per second while `unit` names a packet, relative to idle units."""
-
     def transactions(self, economy: Economy) -> list[Transaction]:
         """What the adversary sends in the next block."""
         return []
@@ -156,8 +153,7 @@ class Economy:
         his = strategy.transactions(self)
         transactions += his
         unit = strategy.unit(self)
-        power = setting.share * (strategy.ticket_advantage if unit is not None else 1.0)
-        lucky = self._luck.random() < power / (power + 1 - setting.share)
+        lucky = self._luck.random() < setting.share
         results = []
         for packet_id, packet in self.held():
             adversarial = packet.worker in self.owned

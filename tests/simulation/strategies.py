@@ -19,9 +19,8 @@ class SelfDealing(Strategy):
     may be dealt them, at the market's price. Packets are kept as long as the window allows, to mine on.
     """
 
-    def __init__(self, exclusive: bool, ticket_advantage: float = 1.0, every: int = 4) -> None:
+    def __init__(self, exclusive: bool, every: int = 4) -> None:
         self.exclusive = exclusive
-        self.ticket_advantage = ticket_advantage
         self.every = every
         self._turn = 0
 
@@ -193,9 +192,9 @@ _SPARE_PACKETS = Setting(share=0, packets=10, threshold=5, interval=4)
 LOSING = (
     Case("self-dealing, zeros, nobody else able", lambda: SelfDealing(True), _QUIET, TILE // 2500),
     Case("self-dealing, zeros, at the market's price", lambda: SelfDealing(False), _QUIET, TILE // 10),
-    Case("withholding answers", lambda: Withholding(False), _MARKET, 24 * TILE),
-    Case("withholding answers, bond refilled", lambda: Withholding(True), _MARKET, 24 * TILE),
-    Case("answering in the last block only", Delaying, _MARKET, TILE // 20, seeds=4),
+    Case("withholding answers", lambda: Withholding(False), _MARKET, 8 * TILE, seeds=3),
+    Case("withholding answers, bond refilled", lambda: Withholding(True), _MARKET, 8 * TILE, seeds=3),
+    Case("answering in the last block only", Delaying, _MARKET, TILE // 50, seeds=4),
     Case("hoarding slots with 20 identities", Hoarding, _MARKET, 250 * TILE),
     Case("cancelling once products are seen", lambda: Cancelling(False), _OWNER_ONLY, TILE // 20_000, Purchase),
 )
@@ -206,9 +205,3 @@ LIMITS = (
     Case("only as many Results as are needed", Enough, _SPARE_PACKETS, None, seeds=3),
     Case("completing one's own job early", Undercutting, _QUIET, None, Purchase, seeds=6),
 )
-
-
-def cheaper_tickets(ratio: float, blocks: int) -> Case:
-    """Self-dealing where a packet's tickets come `ratio` times as fast as an idle unit's."""
-    market = Setting(share=0, packets=0, blocks=blocks)
-    return Case(f"self-dealing, tickets {ratio:g}× as fast", lambda: SelfDealing(True, ratio, every=1), market, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from consensus import work
@@ -70,6 +71,17 @@ def test_a_tickets_chance_is_proportional_to_its_cost(target: int, k: int) -> No
         assert not work.wins(winners.to_bytes(32, "big"), target, k)
 
 
+@pytest.mark.parametrize("shape", [Shape(64, 64, 64), Shape(512, 4096, 512), Shape(64, 4096, 4096)], ids=str)
+def test_a_packet_of_zeros_buys_no_ticket_that_zero_operands_of_its_shape_do_not_have(shape: Shape) -> None:
+    """So nobody gains by posting jobs to himself, whatever shape is the fastest: these tickets cost no gas, no fee."""
+    seed = bytes(range(32))
+    packet = work.evaluate(seed, np.zeros((shape.m, shape.k), np.int8), np.zeros((shape.k, shape.n), np.int8))
+    zero = work.evaluate_idle(seed, shape)
+    assert zero is not None
+    assert packet.states is not None
+    assert np.array_equal(packet.states, zero.states)
+
+
 def test_idle_and_paid_blocks_mint_and_weigh_the_same() -> None:
     """Neither the subsidy nor the fork choice looks at the unit: the fee alone pays for useful work."""
     chain = worker_chain([DAVE])
@@ -100,7 +112,7 @@ def test_a_product_copied_from_gossip_is_worth_nothing() -> None:
 @pytest.mark.parametrize("share", SHARES)
 def test_each_packet_withheld_burns_a_quarter_of_a_slots_bond(share: float) -> None:
     """More than any saved work: even if honest work cost all that it is paid, withholding would lose the fines."""
-    setting = replace(LOSING[2].market, share=share)
+    setting = replace(LOSING[2].market, share=share, seed=1)
     economy = Economy(setting, Withholding(True))
     played, honest = economy.run(), Economy(setting, Strategy()).run()
     misses = [event for event in played.events if isinstance(event, Missed)]
@@ -131,5 +143,5 @@ def test_censoring_pays_only_with_all_blocks_of_a_window() -> None:
 @pytest.mark.parametrize("case", [*ORDERING, UNDERCUTTING], ids=lambda case: case.name)
 def test_choosing_among_results_gains_no_more_than_luck(case: Case, share: float) -> None:
     """Every answer is paid in full, in any order. Another order of Results is another draw of the dealing, which moves
-    a few fees to either side: less than three here, of some 80 that are paid."""
-    assert gain(case, share, seeds=3) < 3 * FEE
+    a few fees to either side: less than six here, of some 80 that are paid."""
+    assert gain(case, share, seeds=6) < 6 * FEE

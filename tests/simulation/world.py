@@ -26,7 +26,7 @@ from node.p2p.transport import Endpoint
 from node.pool.intake import Intake
 from node.pool.mempool import Mempool
 from node.pool.results import ResultPool
-from tests.builders import WORKERS, ChainBuilder, Key, regtest
+from tests.builders import ONE_TILE, WORKERS, ChainBuilder, Key, regtest
 from tests.node.p2p.memory_transport import MemoryWorld
 from tests.node.rig import worker_key
 
@@ -73,7 +73,7 @@ class SimulatedNode:
         self.pool = Mempool(self.chain)
         self.results = ResultPool(self.chain)
         self.intake = Intake(self.chain, self.pool, self.results, compute)
-        producer = Producer(self.chain, self.pool, self.results, world.now_ms, nonces)
+        producer = Producer(self.chain, self.pool, self.results, world.now_ms, nonces, ONE_TILE)
         targets = tuple(Endpoint(node.host, PORT) for node in dial)
         config = NetworkConfig(Endpoint(self.host, PORT), targets, allow_private=True)
         transport = world.wires.transport(self._identity, self.host)

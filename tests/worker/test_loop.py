@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import pytest
 
-from consensus.block import HeaderCore, Idle, PacketUnit
+from consensus.block import HeaderCore, PacketUnit, Zero
 from consensus.crypto import H
 from consensus.shape import Shape
 from consensus.tensor import Tensor
@@ -39,12 +39,12 @@ class FakeUnit:
     shape: Shape
 
 
-def unit_of(unit: Idle | PacketUnit, target: int = NEVER, shape: Shape | None = None) -> FakeUnit:
+def unit_of(unit: Zero | PacketUnit, target: int = NEVER, shape: Shape | None = None) -> FakeUnit:
     """A candidate at height 1 of nobody's chain."""
     zero = bytes(32)
     address = bytes(20)
     core = HeaderCore(1, 1, 1, zero, zero, 0, target.to_bytes(32, "big"), address, zero, zero, unit, bytes(8))
-    return FakeUnit(core, core.seed, shape or (Shape(64, 4096, 64) if isinstance(unit, Idle) else unit.shape))
+    return FakeUnit(core, core.seed, shape or unit.shape)
 
 
 def packet(number: int) -> PacketUnit:
@@ -84,7 +84,7 @@ class FakeSource:
             if isinstance(unit, Exception):
                 raise unit
             return unit
-        return unit_of(Idle(), self.idle_target) if idle else None
+        return unit_of(Zero(64, 4096, 64), self.idle_target) if idle else None
 
     async def operands(self, unit: FakeUnit) -> tuple[Any, Any]:
         return self.operand(), RIGHT
@@ -339,7 +339,7 @@ def test_a_block_that_is_not_taken_is_followed_by_the_answer(refused: bool) -> N
 
 @virtual
 async def test_a_stale_unit_wins_nothing_but_a_packet_is_finished() -> None:
-    source = FakeSource(unit_of(packet(1), ALWAYS), unit_of(Idle(), ALWAYS))
+    source = FakeSource(unit_of(packet(1), ALWAYS), unit_of(Zero(64, 4096, 64), ALWAYS))
     source.stale = True
     loop = loop_of(source)
     await loop.run(2)
@@ -516,7 +516,7 @@ def test_cancelling_ends_it_wherever_it_is(seconds: float) -> None:
 def test_cancelling_leaves_the_bench_at_once() -> None:
     async def story() -> None:
         bench = LowPriorityCompute()
-        source = FakeSource(unit_of(Idle(), NEVER, Shape(2048, 4096, 2048)))
+        source = FakeSource(unit_of(Zero(64, 4096, 64), NEVER, Shape(2048, 4096, 2048)))
         task = asyncio.ensure_future(loop_of(source, bench).run())
         await asyncio.sleep(0.2)
         started = time.perf_counter()

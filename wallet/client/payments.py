@@ -12,7 +12,7 @@ from msgspec import Struct
 from api.chain import MovementView, TxView
 from consensus import validation, work
 from consensus.address import decode_address
-from consensus.block import Header, Idle, decode_header, unit_shape
+from consensus.block import Header, Zero, decode_header
 from consensus.codec import decode
 from consensus.errors import ConsensusError
 from consensus.proofs import trie
@@ -263,11 +263,11 @@ async def _header_above(gateway: Gateway, network: Rules, height: int, tell: Tol
         core = header.core
         if (core.height, core.chain_id) != (height + 1, network.params.chain_id) or header.proof is None:
             raise _unproved("the node gave a header of another place")
-        k = unit_shape(network.params, core.unit).k
+        k = core.unit.shape.k
         if not work.wins(header.ticket, core.target_int, k):
             raise _unproved("the header's ticket does not win its target")
-        if isinstance(core.unit, Idle):  # a packet's tile takes the strips of its operands
-            validation.check_tile(network.params, header)
+        if isinstance(core.unit, Zero):  # any other's tile takes the strips of its operands
+            validation.check_tile(header)
     except (ConsensusError, work.UnitError) as error:
         raise _unproved(str(error)) from error
     return header

@@ -17,7 +17,7 @@ import numpy as np
 from api.params import ForMiner, SignedResult, Submission
 from api.work import ResultAccepted, UnitOffer, WorkAccepted
 from consensus import work
-from consensus.block import MAX_HEADER_BYTES, HeaderCore, Idle, PacketUnit, unit_shape
+from consensus.block import MAX_HEADER_BYTES, HeaderCore, PacketUnit, PairUnit
 from consensus.codec import decode, encode
 from consensus.errors import ConsensusError
 from consensus.shape import Shape
@@ -30,7 +30,7 @@ from wallet.errors import ExitCode, WalletError
 from worker.compute import LowPriorityCompute
 from worker.key import WorkerKey
 from worker.loop import MiningLoop
-from worker.source import ProductGone, UnitLost, Win, operand_specs
+from worker.source import ProductGone, UnitLost, Win
 from worker.stats import MinerStats
 
 _REPORT_SECONDS = 10.0
@@ -71,9 +71,9 @@ class RemoteUnits:
         with _losses():
             offer: UnitOffer = await self._gateway.ask("work_getUnit", params, result=UnitOffer)
         core = self._checked_core(offer)
-        if isinstance(core.unit, Idle) and not idle:
+        if not isinstance(core.unit, PacketUnit) and not idle:
             return None
-        return RemoteUnit(core, core.seed, unit_shape(self._network.params, core.unit))
+        return RemoteUnit(core, core.seed, core.unit.shape)
 
     def _checked_core(self, offer: UnitOffer) -> HeaderCore:
         """The header core to work on: it must reward us, and be what it is called."""
@@ -85,15 +85,17 @@ class RemoteUnits:
             raise _lie("its header rewards another account")
         if core.id.hex() != offer.id:
             raise _lie("its id is not that of its header")
-        if isinstance(core.unit, PacketUnit) and not core.unit.shape.is_unit():
-            raise _lie(f"no packet is {core.unit.shape}")
+        if not core.unit.shape.is_unit():
+            raise _lie(f"no unit is {core.unit.shape}")
+        if isinstance(core.unit, PairUnit):
+            raise _lie("nobody here asked for a pair of matrices of its own")
         return core
 
     async def operands(self, unit: RemoteUnit) -> tuple[Int8, Int8]:
         """See `UnitSource`."""
         assert isinstance(unit.core.unit, PacketUnit)
         matrices = []
-        for spec in operand_specs(unit.core.unit):
+        for spec in (unit.core.unit.left, unit.core.unit.right):
             with _losses():
                 matrix = await self._gateway.tensor(spec.commitment.hex(), np.int8, spec.rows, spec.cols)
             if matrix is None:
@@ -111,9 +113,14 @@ class RemoteUnits:
     async def submit(self, unit: RemoteUnit, win: Win) -> bool:
         """See `UnitSource`."""
         state = win.state.astype("<u4").tobytes().hex()
-        params = Submission(unit.core.id.hex(), win.i, win.j, state, win.product.commitment.hex())
+        answer = None
+        if isinstance(unit.core.unit, PacketUnit) and win.product is not None:
+            signed = self._key.answer(unit.core.unit.packet_id, win.product.commitment, self._network.genesis_hash)
+            answer = encode(signed).hex()
+        params = Submission(unit.core.id.hex(), win.i, win.j, state, answer)
         try:
-            await self._gateway.upload(win.product)
+            if win.product is not None:
+                await self._gateway.upload(win.product)
             taken: WorkAccepted = await self._gateway.rpc.call("work_submit", params, result=WorkAccepted)
         except RpcError as error:
             self.lost("block lost", error.message)

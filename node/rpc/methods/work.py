@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from api.chain import IdleView
 from api.errors import NOT_READY, REJECTED, UNAVAILABLE
-from api.params import MAX_RESULT_BYTES, ForMiner, SignedResult, Submission
+from api.params import MAX_ANSWER_BYTES, MAX_RESULT_BYTES, ForMiner, SignedResult, Submission
 from api.work import ResultAccepted, UnitOffer, WorkAccepted
-from consensus.block import MAX_HEADER_BYTES, HeaderCore, PacketUnit
+from consensus.block import MAX_HEADER_BYTES, Answer, HeaderCore
 from consensus.codec import decode
 from consensus.transaction import Result
 from node.pool.intake import NotYet
@@ -31,7 +30,7 @@ async def work_get_unit(node: Context, params: ForMiner) -> UnitOffer:
         core=given.core.hex(),
         seed=given.seed.hex(),
         target=given.target.to_bytes(32, "big").hex(),
-        unit=unit_view(core.unit) if isinstance(core.unit, PacketUnit) else IdleView(),
+        unit=unit_view(core.unit),
         m=given.shape.m,
         k=given.shape.k,
         n=given.shape.n,
@@ -46,15 +45,14 @@ async def work_get_unit(node: Context, params: ForMiner) -> UnitOffer:
 @TABLE.method("work_submit", errors=[REJECTED, UNAVAILABLE])
 async def work_submit(node: Context, params: Submission) -> WorkAccepted:
     """Hand in a unit that won: its block is sealed, checked and sent to the network."""
-    commitment = bytes.fromhex(params.product)
-    product = await node.compute.run(node.chain.tensors.tensor, commitment)
-    if product is None:
+    answer = None if params.answer is None else decode_hex(Answer, params.answer, MAX_ANSWER_BYTES, "Answer")
+    if answer is not None and not node.chain.tensors.has(answer.product):
         raise RpcError(
             UNAVAILABLE, "The product is not here", fix="Upload it first: PUT /tensors.", reason="missing-tensor"
         )
     with refusals():
         change = await node.desk.submit(
-            bytes.fromhex(params.id), params.i, params.j, bytes.fromhex(params.state), product
+            bytes.fromhex(params.id), params.i, params.j, bytes.fromhex(params.state), answer
         )
     block_id = bytes.fromhex(params.id)
     entry = node.chain.entry(block_id)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from consensus import state, work
-from consensus.block import Block, Header
+from consensus.block import Block, Body, Header, PairUnit, Proof
 from consensus.codec import encode
 from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
 from consensus.events import Answered, Closed, Completed, Dealt, Missed, Opened
@@ -20,7 +19,7 @@ from consensus.params import TILE
 from consensus.rules.execution import Execution
 from consensus.shape import Shape
 from consensus.state import EmptyState, Overlay
-from consensus.tensor import Tensor
+from consensus.tensor import COLUMNS, Tensor
 from consensus.transition import apply_block, genesis_transition
 from tests.builders import (
     ALICE,
@@ -40,6 +39,7 @@ from tests.builders import (
     Node,
     operand,
     regtest,
+    strips_of,
     worker_chain,
 )
 from tests.fakes import Snapshot
@@ -81,49 +81,46 @@ def test_an_empty_state_has_the_zero_root() -> None:
 # --- the block's own unit
 
 
-def test_a_false_idle_product_counts_against_the_copy() -> None:
-    chain = ChainBuilder()
-    good = chain.candidate()
-    assert good.block.header.proof is not None
-    true = chain.tensors.tensor(good.block.header.proof.product)
-    assert true is not None
-    false = true.matrix.copy()
-    false[0, 0] += 1
-    commitment = chain.tensors.add(Tensor(false)).commitment
-    error = chain.reject(Reason.WRONG_PRODUCT, proof={"product": commitment})
-    assert isinstance(error, BadProof)
-    assert chain.candidate(proof={"product": commitment}).block.id == good.block.id
-    chain.accept(good)
-
-
 def test_a_false_packet_product_counts_against_the_copy() -> None:
     chain, job = held_job()
     false = chain.product(job.packets[0]).matrix.copy()
     false[5, 5] -= 2
     commitment = chain.tensors.add(Tensor(false)).commitment
-    error = chain.reject(Reason.WRONG_PRODUCT, packet=job.packets[0], proof={"product": commitment})
+    error = chain.reject(
+        Reason.WRONG_PRODUCT, packet=job.packets[0], proof={"answer": chain.answer(job.packets[0], commitment)}
+    )
     assert isinstance(error, BadProof)
 
 
-def test_an_idle_product_of_other_operands_is_false() -> None:
-    """Each idle unit's noise is its own: the product of the last block proves nothing in this one."""
-    chain = ChainBuilder()
-    old = chain.mine().header.proof
-    assert old is not None
-    chain.reject(Reason.WRONG_PRODUCT, proof={"product": old.product})
-    zeros = chain.tensors.add(Tensor(np.zeros((64, 64), np.int32)))
-    chain.reject(Reason.WRONG_PRODUCT, proof={"product": zeros.commitment})
-
-
 def test_a_missing_unit_product_is_transient() -> None:
-    chain = ChainBuilder()
-    candidate = chain.candidate()
-    assert candidate.block.header.proof is not None
-    lost = chain.tensors.drop(candidate.block.header.proof.product)
+    chain, job = held_job()
+    candidate = chain.candidate(packet=job.packets[0])
+    lost = chain.tensors.drop(chain.product(job.packets[0]).commitment)
     with pytest.raises(MissingTensor):
         chain.accept(candidate)
     chain.tensors.add(lost)
     chain.accept(candidate)
+
+
+def test_of_zeros_and_of_own_matrices_nobody_needs_the_product() -> None:
+    chain = ChainBuilder()
+    left, right = Tensor(operand(64, 4096)), Tensor(operand(4096, 64, 1), COLUMNS)
+    assert list(chain.tensors) == []
+    chain.mine()
+    own = PairUnit(left.spec.root, right.spec.root, 64, 4096, 64)
+    node = chain.accept(mined_pair(chain, own, left, right))
+    assert node.header.result is None
+    assert node.transition.reward == chain.params.initial_subsidy
+    assert list(chain.tensors) == []
+
+
+def mined_pair(chain: ChainBuilder, unit: PairUnit, left: Tensor, right: Tensor) -> Candidate:
+    """A block whose unit is two matrices of the miner's own."""
+    core = chain.candidate(core={"unit": unit}).block.header.core
+    evaluation = work.evaluate(core.seed, left.matrix, right.matrix)
+    assert evaluation.states is not None
+    tile = evaluation.states[0, 0].astype("<u4").tobytes()
+    return Candidate(Block(Header(core, Proof(0, 0, tile)), Body()), strips_of(left, right, 0, 0))
 
 
 def held_job(workers: Any = (DAVE,), **options: Any) -> tuple[ChainBuilder, Job]:
@@ -178,7 +175,7 @@ def test_a_unit_has_the_packets_own_operands(change: dict[str, Any]) -> None:
 
 def test_two_winning_tiles_are_two_copies_of_one_block() -> None:
     """128×128 has four tiles. The child says by `parent_ticket` which copy it stands on."""
-    chain = ChainBuilder(regtest(idle_m=128, idle_n=128))
+    chain = ChainBuilder(idle=Shape(128, 4096, 128))
     first = chain.candidate()
     header = first.block.header
     assert header.proof is not None

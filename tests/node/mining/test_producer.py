@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from consensus.block import Idle, PacketUnit
+from consensus.block import PacketUnit, Zero
 from consensus.codec import encode
 from consensus.difficulty import median_time
 from consensus.errors import ConsensusError, Reason
@@ -36,7 +36,7 @@ def senders(candidate: Candidate) -> list[str]:
 async def test_the_header_stands_on_the_tip() -> None:
     rig = Rig()
     await rig.mine(3)
-    candidate = rig.producer.candidate(Idle(), MINER.address)
+    candidate = rig.producer.candidate(rig.producer.idle_unit, MINER.address)
     core, tip = candidate.core, rig.chain.tip
     assert (core.parent, core.height, core.parent_ticket) == (tip.id, 4, tip.header.ticket)
     assert core.state_root == rig.builder.tip.transition.state_root
@@ -50,16 +50,16 @@ async def test_its_time_is_the_clocks_but_always_above_the_median() -> None:
     rig = Rig()
     await rig.mine(3)
     rig.now_ms += 1234
-    assert rig.producer.candidate(Idle(), MINER.address).core.time_ms == rig.now_ms
+    assert rig.producer.candidate(rig.producer.idle_unit, MINER.address).core.time_ms == rig.now_ms
     rig.now_ms = rig.params.genesis_time_ms - 10**6
-    core = rig.producer.candidate(Idle(), MINER.address).core
+    core = rig.producer.candidate(rig.producer.idle_unit, MINER.address).core
     assert core.time_ms == median_time([entry.core.time_ms for entry in rig.chain.tip.ancestors()][::-1]) + 1
 
 
 @asynchronous
 async def test_no_two_candidates_share_a_seed() -> None:
     rig = Rig()
-    assert len({rig.producer.candidate(Idle(), MINER.address).seed for _ in range(100)}) == 100
+    assert len({rig.producer.candidate(rig.producer.idle_unit, MINER.address).seed for _ in range(100)}) == 100
 
 
 # --- bodies
@@ -69,17 +69,17 @@ async def test_no_two_candidates_share_a_seed() -> None:
 async def test_a_body_is_chosen_once_for_a_tip_and_its_pools() -> None:
     rig = Rig()
     await rig.intake.transaction(rig.builder.transfer(ALICE, BOB, 1))
-    first = rig.producer.candidate(Idle(), MINER.address)
-    assert rig.producer.candidate(Idle(), DAVE.address).body is first.body
+    first = rig.producer.candidate(rig.producer.idle_unit, MINER.address)
+    assert rig.producer.candidate(rig.producer.idle_unit, DAVE.address).body is first.body
     await rig.intake.transaction(rig.builder.transfer(CAROL, BOB, 1))
-    assert rig.producer.candidate(Idle(), MINER.address).body is first.body, "not for every newcomer"
+    assert rig.producer.candidate(rig.producer.idle_unit, MINER.address).body is first.body, "not for every newcomer"
     rig.now_ms += REFRESH_MS
-    second = rig.producer.candidate(Idle(), MINER.address)
+    second = rig.producer.candidate(rig.producer.idle_unit, MINER.address)
     assert senders(second) == ["alice", "carol"]
     rig.now_ms += 10 * REFRESH_MS
-    assert rig.producer.candidate(Idle(), MINER.address).body is second.body, "nothing is new"
+    assert rig.producer.candidate(rig.producer.idle_unit, MINER.address).body is second.body, "nothing is new"
     await rig.mine()
-    assert senders(rig.producer.candidate(Idle(), MINER.address)) == []
+    assert senders(rig.producer.candidate(rig.producer.idle_unit, MINER.address)) == []
 
 
 @asynchronous
@@ -87,7 +87,7 @@ async def test_the_dearest_transactions_go_first() -> None:
     rig = Rig()
     for key, tip in ((ALICE, 1), (BOB, 3), (CAROL, 2)):
         await rig.intake.transaction(rig.builder.transfer(key, DAVE, 1, tip=tip))
-    assert senders(rig.producer.candidate(Idle(), MINER.address)) == ["bob", "carol", "alice"]
+    assert senders(rig.producer.candidate(rig.producer.idle_unit, MINER.address)) == ["bob", "carol", "alice"]
 
 
 @asynchronous
@@ -98,7 +98,7 @@ async def test_what_turned_invalid_is_left_out() -> None:
     await rig.submit(job)
     rig.tensors.remove(job.payload.operands()[0].commitment)
     rig.chain.products._true._facts.clear()  # what is verified may be forgotten
-    assert senders(rig.producer.candidate(Idle(), MINER.address)) == ["alice"]
+    assert senders(rig.producer.candidate(rig.producer.idle_unit, MINER.address)) == ["alice"]
 
 
 @asynchronous
@@ -106,7 +106,7 @@ async def test_gas_fills_a_block() -> None:
     rig = Rig(regtest(gas=GasSchedule(tensor_byte=0), gas_limit=25_000))
     for key in (ALICE, BOB, CAROL, DAVE, ERIN):
         await rig.intake.transaction(rig.builder.transfer(key, FRANK, 1))
-    assert len(rig.producer.candidate(Idle(), MINER.address).body.transactions) == 3
+    assert len(rig.producer.candidate(rig.producer.idle_unit, MINER.address).body.transactions) == 3
     await rig.mine(2)
     assert len(rig.pool) == 0
 
@@ -119,7 +119,7 @@ async def test_bytes_fill_a_block() -> None:
         for nonce in range(14):
             tx = rig.builder.tx(key, Transfer(outputs), max_base_fee=2, nonce=nonce)
             assert rig.pool.add(tx, tx.body.txid(rig.chain.genesis_hash))
-    candidate = rig.producer.candidate(Idle(), MINER.address)
+    candidate = rig.producer.candidate(rig.producer.idle_unit, MINER.address)
     size, one = sum(len(encode(tx)) for tx in candidate.body.transactions), len(encode(tx))
     assert MAX_BODY_TX_BYTES - one < size <= MAX_BODY_TX_BYTES
     await rig.mine()
@@ -159,7 +159,7 @@ async def test_a_packet_unit_makes_its_own_answer_implicit() -> None:
     job = await dealt(rig, 2)
     for packet in job.packets:
         await rig.answer(packet)
-    idle = rig.producer.candidate(Idle(), MINER.address)
+    idle = rig.producer.candidate(rig.producer.idle_unit, MINER.address)
     assert {r.body.packet_id for r in idle.body.results} == set(job.packets)
     mine, other = job.packets
     holder = rig.builder.holder(mine)
@@ -237,7 +237,7 @@ async def test_candidates_made_beside_imports_are_each_of_one_tip() -> None:
 
     def produce() -> None:
         while not stop.is_set():
-            made.append(rig.producer.candidate(Idle(), MINER.address))
+            made.append(rig.producer.candidate(rig.producer.idle_unit, MINER.address))
 
     roots = {}
     with ThreadPoolExecutor(1) as pool:
@@ -273,7 +273,7 @@ async def test_every_candidate_is_a_valid_block(seed: int) -> None:
         await mine_something(rig, rng, workers)
     assert rig.chain.tip.height == 48
     units = {type(entry.core.unit) for entry in rig.chain.tip.ancestors()}
-    assert units == {Idle, PacketUnit}, "the story went nowhere"
+    assert units == {Zero, PacketUnit}, "the story went nowhere"
     bodies = [rig.chain.archive.body(entry.id) for entry in rig.chain.tip.ancestors()]
     assert sum(len(body.results) for body in bodies if body is not None) > 5
     assert sum(len(body.transactions) for body in bodies if body is not None) > 30
@@ -325,7 +325,8 @@ async def mine_something(rig: Rig, rng: random.Random, workers: tuple[Key, ...])
         for i, j, _ in winning_tiles(candidate.seed, evaluation.states, candidate.core.target_int, candidate.shape.k):
             product = Tensor(evaluation.product)
             await rig.intake.tensor(product)
-            sealed = rig.producer.seal(candidate, i, j, evaluation.states[i, j], product.commitment)
+            answer = rig.builder.answer(held.packet_id, product.commitment, worker)
+            sealed = rig.producer.seal(candidate, i, j, evaluation.states[i, j], answer)
             await rig.intake.block(sealed)
             return
-    await rig.intake.block(await rig.seal(rig.producer.candidate(Idle(), worker.address)))
+    await rig.intake.block(await rig.seal(rig.producer.candidate(rig.producer.idle_unit, worker.address)))

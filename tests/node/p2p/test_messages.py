@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consensus.block import Header, HeaderCore, PacketUnit, Proof
+from consensus.block import Answer, Header, HeaderCore, PacketUnit, Proof
 from consensus.errors import ConsensusError, Reason
 from consensus.params import MAX_BODY_BYTES, MAX_TX_BYTES
 from consensus.tensor import INT8, INT32, ROWS, TensorSpec, product_spec, right_spec
@@ -84,7 +84,7 @@ CORE = HeaderCore(
     unit=PacketUnit(ID, ID, ID, 4096, 4096, 4096),
     nonce=b"\xff" * 8,
 )
-HEADER = Header(CORE, Proof(2**32 - 1, 2**32 - 1, b"\xff" * 64, ID))
+HEADER = Header(CORE, Proof(2**32 - 1, 2**32 - 1, b"\xff" * 64, Answer(ID, ID, b"\xff" * 64)))
 PATH = (ID,) * 6
 OPERAND_STRIP = b"\xff" * (64 * 4096)
 PRODUCT = product_spec(4096, 4096, ID)

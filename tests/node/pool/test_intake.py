@@ -289,7 +289,8 @@ async def test_a_reorganisation_gives_back_what_the_new_branch_lacks() -> None:
 @asynchronous
 async def test_a_block_without_its_tensors_comes_back_with_them() -> None:
     rig = Rig()
-    node = rig.branch().mine()
+    branch = rig.branch()
+    node = branch.mine([branch.job(ALICE, operand(64, 64, 1), operand(64, 64, 2)).transaction])
     with pytest.raises(MissingTensor):
         await rig.intake.block(node.block)
     assert rig.announced == []
@@ -300,7 +301,6 @@ async def test_a_block_without_its_tensors_comes_back_with_them() -> None:
 async def test_a_bad_block_changes_nothing() -> None:
     rig = Rig()
     bad = rig.builder.candidate(core={"state_root": bytes(32)})
-    await rig.upload(bad.block.header.proof.product)  # type: ignore[union-attr]  # it has one
     await refused(Reason.WRONG_STATE_ROOT, rig.intake.block(bad.block))
     assert rig.chain.tip.height == 0
     assert rig.announced == []

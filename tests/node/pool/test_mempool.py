@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from consensus import state
-from consensus.block import HeaderCore, Idle
+from consensus.block import HeaderCore, Zero
 from consensus.codec import encode
 from consensus.params import TILE
 from consensus.state import Account, Overlay, StateReader
@@ -41,7 +41,7 @@ class World:
     @property
     def tip(self) -> HeaderEntry:
         zero = bytes(32)
-        core = HeaderCore(1, 3, self.height, zero, zero, 0, zero, bytes(20), zero, zero, Idle(), bytes(8))
+        core = HeaderCore(1, 3, self.height, zero, zero, 0, zero, bytes(20), zero, zero, Zero(64, 64, 64), bytes(8))
         return HeaderEntry(zero, core, None, 0)
 
     def read(self, function: Callable[[StateReader], T]) -> T:

@@ -23,7 +23,7 @@ from node.pool.results import ResultPool
 from node.rpc.context import Context
 from node.rpc.jsonrpc import RpcError
 from node.rpc.methods.table import TABLE
-from tests.builders import DAVE, ERIN, ChainBuilder, Job, Key, Node, operand
+from tests.builders import DAVE, ERIN, ONE_TILE, ChainBuilder, Job, Key, Node, operand
 
 PEER = PeerView("aa", "127.0.0.1:1", "out", "test", 1, 7, None, 0.0, 10, 20)
 
@@ -62,7 +62,9 @@ class World:
         self.chain = Chain(self.builder.params, MemoryStore(), self.tensors, lambda: self.now_ms)
         compute = InlineCompute(self._fatal)
         self.intake = Intake(self.chain, Mempool(self.chain), ResultPool(self.chain), compute)
-        producer = Producer(self.chain, self.intake.pool, self.intake.results, lambda: self.now_ms, random.Random(1))
+        producer = Producer(
+            self.chain, self.intake.pool, self.intake.results, lambda: self.now_ms, random.Random(1), ONE_TILE
+        )
         self.host = FakeHost()
         desk = WorkDesk(self.intake, producer, compute, lambda: self.now_ms)
         self.context = Context(self.chain, self.intake, desk, self.host, compute)

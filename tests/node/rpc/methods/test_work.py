@@ -15,20 +15,17 @@ from consensus.tensor import Tensor
 from tests.builders import ALICE, DAVE, ERIN, MINER, exact
 from tests.node.rpc.world import World, small_job, with_workers
 
+ONE_TILE_VIEW = {"kind": "zero", "m": 64, "k": 4096, "n": 64}
 
-def solve(unit: Any, a: Any = None, b: Any = None) -> tuple[dict[str, Any], Tensor]:
-    """What `work_submit` wants for a unit that wins, and the product to upload."""
+
+def solve(unit: Any) -> dict[str, Any]:
+    """What `work_submit` wants for a unit of zeros that wins."""
     seed, target = bytes.fromhex(unit["seed"]), int(unit["target"], 16)
-    if a is None:
-        evaluation = work.evaluate_idle(seed, Shape(unit["m"], unit["k"], unit["n"]))
-        assert evaluation is not None
-    else:
-        evaluation = work.evaluate(seed, a, b)
+    evaluation = work.evaluate_idle(seed, Shape(unit["m"], unit["k"], unit["n"]))
+    assert evaluation is not None
     assert evaluation.states is not None
     i, j, _ = next(work.winning_tiles(seed, evaluation.states, target, unit["k"]))
-    product = Tensor(evaluation.product)
-    state = evaluation.states[i, j].astype("<u4").tobytes().hex()
-    return {"id": unit["id"], "i": i, "j": j, "state": state, "product": product.commitment.hex()}, product
+    return {"id": unit["id"], "i": i, "j": j, "state": evaluation.states[i, j].astype("<u4").tobytes().hex()}
 
 
 def test_an_idle_unit_becomes_a_block() -> None:
@@ -36,11 +33,8 @@ def test_an_idle_unit_becomes_a_block() -> None:
     unit = world.call("work_getUnit", miner=world.text(MINER))
     core = decode(HeaderCore, bytes.fromhex(unit["core"]), 1024)
     assert (core.id.hex(), core.seed.hex(), core.miner) == (unit["id"], unit["seed"], MINER.address)
-    assert (unit["unit"], unit["packet_id"], unit["a"], unit["height"]) == ({"kind": "idle"}, None, None, 1)
-    submission, product = solve(unit)
-    missing = world.refused("work_submit", **submission)
-    assert (missing.kind.name, missing.object.data.reason) == ("UNAVAILABLE", "missing-tensor")
-    asyncio.run(world.intake.tensor(product))
+    assert (unit["unit"], unit["packet_id"], unit["a"], unit["height"]) == (ONE_TILE_VIEW, None, None, 1)
+    submission = solve(unit)
     assert world.call("work_submit", **submission) == {"block": unit["id"], "height": 1, "accepted": True}
     assert world.chain.tip.id.hex() == unit["id"]
     assert world.refused("work_submit", **submission).object.data.reason == "unknown-unit"
@@ -49,8 +43,7 @@ def test_an_idle_unit_becomes_a_block() -> None:
 def test_a_stale_unit_and_a_losing_tile_are_refused() -> None:
     world = World()
     unit = world.call("work_getUnit", miner=world.text(MINER))
-    submission, product = solve(unit)
-    asyncio.run(world.intake.tensor(product))
+    submission = solve(unit)
     losing = submission | {"i": 1}
     assert world.refused("work_submit", **losing).object.data.reason == "bad-tile"
     world.mine()
@@ -70,6 +63,9 @@ def test_a_packet_is_offered_to_its_holder_alone() -> None:
     assert unit["deadline"] == world.chain.tip.height + world.builder.params.window
     assert world.call("work_getUnit", miner=world.text(ERIN))["packet_id"] is None
     product = Tensor(exact(left.matrix, right.matrix))
+    signed = encode(world.builder.answer(bought.packets[0], product.commitment)).hex()
+    early = world.refused("work_submit", id=unit["id"], i=0, j=0, state="00" * 64, answer=signed)
+    assert (early.kind.name, early.object.data.reason) == ("UNAVAILABLE", "missing-tensor")
     asyncio.run(world.intake.tensor(product))
     claim = DAVE.claim(world.builder.genesis_hash, bought.packets[0], product.commitment)
     answer = world.call("work_result", result=encode(claim).hex())
