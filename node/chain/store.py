@@ -17,6 +17,7 @@ import plyvel
 from sortedcontainers import SortedDict
 
 from node.chain import schema
+from node.chain.patience import patiently
 from node.chain.schema import StorageError
 
 __all__ = ["LevelStore", "MemoryStore", "StorageError", "Store", "StoreInUse", "StoreState"]
@@ -92,7 +93,8 @@ class LevelStore:
 
     def get(self, key: bytes) -> bytes | None:
         with self._reading:
-            value: bytes | None = self._attempt(lambda: self._db.get(key, verify_checksums=True))
+            # Reading opens a table, and no more. What fails in a scan or a write leaves LevelDB changed: that is final.
+            value: bytes | None = self._attempt(lambda: patiently(lambda: self._db.get(key, verify_checksums=True)))
             return value
 
     def scan(self, prefix: bytes, *, reverse: bool = False, start: bytes | None = None) -> Iterator[Pair]:

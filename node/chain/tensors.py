@@ -31,6 +31,7 @@ from consensus.errors import ConsensusError
 from consensus.proofs import merkle
 from consensus.shape import TILE_SIDE
 from consensus.tensor import INT8, ROWS, Matrix, Tensor, TensorSpec
+from node.chain.patience import patiently
 from node.chain.store import StorageError
 
 R = TypeVar("R")
@@ -224,7 +225,7 @@ class _Files:
         if not self.has(commitment):
             return None
         try:
-            with self._path(commitment).open("rb") as file:
+            with patiently(lambda: self._path(commitment).open("rb")) as file:
                 try:
                     return look(file, _read_head(file, commitment))
                 except _Damaged as damage:
@@ -269,7 +270,7 @@ def _write(path: Path, tensor: Tensor) -> int:
     """Write a new file down to the disk; its size in bytes."""
     spec = encode(tensor.spec)
     head = b"".join((_MAGIC, len(spec).to_bytes(2, "little"), spec, *tensor.leaves))
-    with path.open("xb") as file:
+    with patiently(lambda: path.open("xb")) as file:
         file.write(head)
         file.write(np.ascontiguousarray(tensor.matrix, _dtype(tensor.spec)).data)
         file.flush()
@@ -337,7 +338,7 @@ def _dtype(spec: TensorSpec) -> np.dtype[np.int8] | np.dtype[np.int32]:
 
 def _sync_directory(path: Path) -> None:
     """Make a directory's entries durable: a rename is not until then (fsync(2))."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = patiently(lambda: os.open(path, os.O_RDONLY | os.O_DIRECTORY))
     try:
         os.fsync(descriptor)
     finally:
