@@ -1,8 +1,7 @@
 """How frames travel: the small interface that the network needs, and TLS 1.3 WebSockets behind it.
 
 A transport moves bounded frames and tells which key the listener has proved. Everything else (who the dialler is, what
-frames mean) is the peer protocol's. Strangers, whose key nobody has seen yet, are bounded here, where they arrive: in
-number, in all and for each network group, in time, and in how often one group may ask for the work of TLS.
+frames mean) is the peer protocol's. Strangers are met as `node.p2p.door` has it.
 """
 
 from __future__ import annotations
@@ -11,11 +10,9 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import math
 import socket
 import ssl
 import tempfile
-from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -24,8 +21,10 @@ import aiohttp
 from aiohttp import WSMsgType, web
 
 from api.http import refuse_redirects
+from node.p2p.door.frames import Watch
+from node.p2p.door.lobby import Arrival, Lobby, Turns
 from node.p2p.identity import Identity, certificate_hash, certified_key
-from node.p2p.limits import MAX_MESSAGE_BYTES, PREFIX_BYTES, PeerLimits
+from node.p2p.limits import MAX_MESSAGE_BYTES, PeerLimits
 
 logger = logging.getLogger("tilework.network")
 
@@ -35,11 +34,6 @@ _ACCEPT_PAUSE_S = 0.2
 """Rest after a connection that could not be taken: descriptors or memory are short, and others give some back."""
 _CLOSE_S = 1.0
 """A closing connection is cut off after this, whatever the other end does meanwhile."""
-_END_OF_HEAD = b"\r\n\r\n"
-_MAX_HEAD_BYTES = 8 << 10
-"""Head of a request or an answer; a node's own has some hundred bytes."""
-_MAX_GROUPS = 256
-"""Network groups whose TLS handshakes are remembered."""
 
 
 class Endpoint(NamedTuple):
@@ -133,210 +127,6 @@ class Transport(Protocol):
         """Stop listening and end what is left of the connections."""
 
 
-class _Frames:
-    """Walks over one direction of a connection, from the first byte: the head of HTTP, then a WebSocket's frames.
-
-    Nodes send every message in a frame of its own. aiohttp would take fragments of nothing for ever, and tiny frames by
-    the ten thousand, before anybody who counts hears of them.
-    """
-
-    def __init__(self) -> None:
-        self._http: bytes | None = b""
-        self._head = b""
-        self._payload = 0
-
-    def fault_in(self, data: bytes) -> str:
-        """What is wrong with the next bytes; empty if nothing is."""
-        at = 0
-        if self._http is not None:
-            before = len(self._http)
-            self._http += data
-            end = self._http.find(_END_OF_HEAD)
-            if end < 0:
-                return "" if len(self._http) <= _MAX_HEAD_BYTES else "a head without an end"
-            at = end + len(_END_OF_HEAD) - before
-            self._http = None
-        while at < len(data):
-            if self._payload:
-                step = min(self._payload, len(data) - at)
-                self._payload -= step
-            else:
-                step = min(self._head_bytes() - len(self._head), len(data) - at)
-                self._head += data[at : at + step]
-                if len(self._head) == self._head_bytes() and (fault := self._begin()):
-                    return fault
-            at += step
-        return ""
-
-    def _head_bytes(self) -> int:
-        """Length of the head of the frame that begins, as far as it can be told."""
-        if len(self._head) < 2:
-            return 2
-        length = self._head[1] & 0x7F
-        return 2 + (2 if length == 126 else 8 if length == 127 else 0) + (4 if self._head[1] & 0x80 else 0)
-
-    def _begin(self) -> str:
-        """A frame's head is complete."""
-        head, self._head = self._head, b""
-        kind, length = head[0] & 0x0F, head[1] & 0x7F
-        self._payload = (
-            int.from_bytes(head[2:4]) if length == 126 else int.from_bytes(head[2:10]) if length == 127 else length
-        )
-        if not head[0] & 0x80 or kind == 0:
-            return "a message in parts"
-        if kind != WSMsgType.CLOSE and self._payload < PREFIX_BYTES:
-            return "a frame too short for a message"
-        return ""
-
-
-class _Watch(asyncio.Protocol):
-    """Stands in front of aiohttp's handler of one connection, and ends it at the first byte that no node would send.
-
-    Attributes:
-        transport: TLS, once its handshake is done.
-        fault: what the other end sent; empty while there is nothing wrong.
-    """
-
-    def __init__(self, handler: asyncio.Protocol) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.fault = ""
-        self._handler = handler
-        self._frames = _Frames()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self._handler.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        self.fault = self.fault or self._frames.fault_in(data)
-        if not self.fault:
-            self._handler.data_received(data)
-        elif self.transport is not None:
-            self.transport.abort()
-
-    def eof_received(self) -> bool | None:
-        return self._handler.eof_received()
-
-    def pause_writing(self) -> None:
-        self._handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._handler.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._handler.connection_lost(exc)
-
-
-class _Arrival(_Watch):
-    """An inbound connection from accept to its end.
-
-    Attributes:
-        group: the network that it comes from.
-        has_spoken: it has sent something.
-    """
-
-    def __init__(self, group: str, handler: web.RequestHandler, leave: Callable[[_Arrival], None]) -> None:
-        """`leave` is called when the connection is lost."""
-        super().__init__(handler)
-        self.group = group
-        self.has_spoken = False
-        self.handler = handler
-        self._leave = leave
-        self._handshake: asyncio.Task[None] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def begin(self, handshake: asyncio.Task[None], patience_s: float) -> None:
-        """The task that brings TLS; the connection is cut off unless it becomes a WebSocket in time."""
-        self._handshake = handshake
-        self._deadline = handshake.get_loop().call_later(patience_s, self.drop)
-
-    def upgrade(self) -> None:
-        """It is a WebSocket: the deadline is met."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-
-    def drop(self) -> None:
-        """Cut it off."""
-        if self.transport is not None:
-            self.transport.abort()
-        elif self._handshake is not None:
-            self._handshake.cancel()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.upgrade()
-        self._leave(self)
-        super().connection_lost(exc)
-
-
-class _Lobby:
-    """The connections of strangers, in the order of their arrival: few, and fewer of one network group.
-
-    Where it is full a newcomer pushes somebody out of the most crowded group, so that no group keeps another one out:
-    one that has said nothing if there is any, and the first that came.
-    """
-
-    def __init__(self, limits: PeerLimits) -> None:
-        self._limits = limits
-        self._places: dict[_Arrival, None] = {}
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def enter(self, arrival: _Arrival) -> None:
-        """Give a place."""
-        crowds = Counter(other.group for other in self._places)
-        if crowds[arrival.group] >= self._limits.max_strangers_per_group:
-            self._push_out(arrival.group)
-        elif len(self._places) >= self._limits.max_strangers:
-            self._push_out(max(crowds, key=lambda group: crowds[group]))
-        self._places[arrival] = None
-
-    def leave(self, arrival: _Arrival) -> None:
-        """Its place is free."""
-        self._places.pop(arrival, None)
-
-    def clear(self) -> None:
-        """Cut off everybody."""
-        for arrival in list(self._places):
-            arrival.drop()
-
-    def _push_out(self, group: str) -> None:
-        victim = min((other for other in self._places if other.group == group), key=lambda other: other.has_spoken)
-        self.leave(victim)
-        victim.drop()
-
-
-class _Turns:
-    """TLS handshakes of each network group: one after the other, and so many a second. They cost this node more than
-    the stranger, so who comes too often waits, and leaves the queue at no cost when it is cut off."""
-
-    def __init__(self, limits: PeerLimits) -> None:
-        self._pause_s = 1 / limits.handshakes_per_s
-        self._credit_s = (limits.handshakes_burst - 1) * self._pause_s
-        self._queues: OrderedDict[str, asyncio.Lock] = OrderedDict()
-        self._next: dict[str, float] = {}
-
-    async def take(self, group: str) -> None:
-        """Wait for the group's next turn."""
-        loop = asyncio.get_running_loop()
-        queue = self._queues.setdefault(group, asyncio.Lock())
-        self._queues.move_to_end(group)
-        self._forget()
-        async with queue:
-            due = self._next.get(group, -math.inf)
-            await asyncio.sleep(due - loop.time())
-            self._next[group] = max(due, loop.time() - self._credit_s) + self._pause_s
-
-    def _forget(self) -> None:
-        """Drop the group that has been quiet for longest."""
-        if len(self._queues) > _MAX_GROUPS:
-            quiet = next((group for group, queue in self._queues.items() if not queue.locked()), None)
-            if quiet is not None:
-                del self._queues[quiet]
-                self._next.pop(quiet, None)
-
-
 class TlsTransport:
     """aiohttp WebSockets inside TLS 1.3. The server end presents the node's certificate, the client end none."""
 
@@ -346,9 +136,9 @@ class TlsTransport:
         self._server: web.Server | None = None
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lobby = _Lobby(limits)
-        self._turns = _Turns(limits)
-        self._arrivals: dict[web.RequestHandler, _Arrival] = {}
+        self._lobby = Lobby(limits)
+        self._turns = Turns(limits)
+        self._arrivals: dict[web.RequestHandler, Arrival] = {}
         self._session: aiohttp.ClientSession | None = None
         self._client_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._client_tls.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -358,11 +148,11 @@ class TlsTransport:
 
     async def listen(self, address: Endpoint, accept: Accept) -> Endpoint:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            arrival = self._arrivals[request.protocol]
+            arrival = self._arrivals.get(request.protocol)
             websocket = web.WebSocketResponse(
                 timeout=1, max_msg_size=MAX_MESSAGE_BYTES, compress=False, autoping=False, decode_text=False
             )
-            if request.body_exists or not websocket.can_prepare(request):
+            if arrival is None or request.body_exists or not websocket.can_prepare(request):
                 refusal = web.Response(status=426, headers={"Upgrade": "websocket"}, text="this is a Tilework node\n")
                 refusal.force_close()  # or a place would be kept by asking again and again
                 return refusal
@@ -411,10 +201,12 @@ class TlsTransport:
                 autoping=False,
                 timeout=aiohttp.ClientWSTimeout(ws_close=1),
             )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, AssertionError) as error:
+            # aiohttp asserts that a connection still stands when its answer is here, which is up to the listener.
             raise ConnectionLost(f"{address}: {error}") from None
         assert isinstance(websocket, _DialledSocket)
-        assert isinstance(websocket.watch, _Watch)
+        if websocket.watch is None:
+            raise ConnectionLost(f"{address}: closed by the other side")
         tls = websocket.get_extra_info("ssl_object")
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         key = certified_key(certificate) if certificate else None
@@ -427,6 +219,8 @@ class TlsTransport:
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         for listener in self._listeners:
             listener.close()
         if self._server is not None:
@@ -450,13 +244,13 @@ class TlsTransport:
                 continue
             is_short = False
             assert self._server is not None
-            arrival = _Arrival(host_group(remote[0]), self._server(), self._leave)
+            arrival = Arrival(host_group(remote[0]), self._server(), self._leave)
             self._lobby.enter(arrival)
             self._arrivals[arrival.handler] = arrival
             arrival.begin(self._start(self._secure(arrival, connection, tls)), self._limits.handshake_s)
             await asyncio.sleep(0)  # in a flood nobody else would have a turn
 
-    async def _secure(self, arrival: _Arrival, connection: socket.socket, tls: ssl.SSLContext) -> None:
+    async def _secure(self, arrival: Arrival, connection: socket.socket, tls: ssl.SSLContext) -> None:
         """Bring TLS to a connection that has begun to speak, in its group's turn."""
         loop = asyncio.get_running_loop()
         try:
@@ -478,7 +272,7 @@ class TlsTransport:
                 connection.close()
                 self._leave(arrival)
 
-    def _leave(self, arrival: _Arrival) -> None:
+    def _leave(self, arrival: Arrival) -> None:
         self._lobby.leave(arrival)
         self._arrivals.pop(arrival.handler, None)
 
@@ -511,7 +305,7 @@ class _WebSocketConnection:
         remote: Endpoint,
         listener_key: bytes,
         certificate: bytes,
-        watch: _Watch,
+        watch: Watch,
         settled: Callable[[], None] = lambda: None,
     ) -> None:
         """`watch` stands below; `settled` is told of `settle`."""
@@ -564,14 +358,14 @@ class _Connector(aiohttp.TCPConnector):
     async def _create_connection(self, *args: Any, **kwargs: Any) -> aiohttp.client_proto.ResponseHandler:
         handler = await super()._create_connection(*args, **kwargs)
         assert isinstance(handler.transport, asyncio.Transport)
-        watch = _Watch(handler)
+        watch = Watch(handler)
         watch.transport = handler.transport
         watch.transport.set_protocol(watch)
         return handler
 
 
 class _DialledSocket(aiohttp.ClientWebSocketResponse[Literal[True]]):
-    """aiohttp's, and the watch in front of it."""
+    """aiohttp's, and the watch in front of it; None where the connection is closed already."""
 
     def __init__(
         self,
@@ -584,7 +378,8 @@ class _DialledSocket(aiohttp.ClientWebSocketResponse[Literal[True]]):
     ) -> None:
         super().__init__(reader, writer, protocol, response, *rest, **more)
         transport = response.connection.transport if response.connection is not None else None
-        self.watch = transport.get_protocol() if isinstance(transport, asyncio.Transport) else None
+        below = transport.get_protocol() if transport is not None and not transport.is_closing() else None
+        self.watch = below if isinstance(below, Watch) else None
 
 
 async def _spoken(connection: socket.socket) -> None:

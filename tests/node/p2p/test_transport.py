@@ -27,10 +27,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from node.p2p.identity import certificate_hash
 from node.p2p.limits import DEFAULT, MAX_MESSAGE_BYTES, PeerLimits
-from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge, TlsTransport, _Frames, _Turns
+from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge, TlsTransport
+from tests.node.p2p.door.test_frames import UPGRADE, frame
 from tests.node.p2p.net import identity
 from tests.node.rig import asynchronous
-from tests.node.virtual_time import virtual
 
 LOOPBACK = Endpoint("127.0.0.1", 0)
 LISTENER = identity("listener")
@@ -146,55 +146,6 @@ async def test_a_connection_that_asks_for_nothing_is_dropped() -> None:
 
 # ---------------------------------------------------------------------- what no node sends
 
-UPGRADE = (
-    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-)
-SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
-
-
-def frame(payload: bytes, kind: int = 2, last: bool = True, masked: bool = True) -> bytes:
-    """A frame of a WebSocket, masked with zeros as diallers' must be."""
-    size = len(payload)
-    length = (
-        bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 1 << 16 else b"\x7f" + size.to_bytes(8)
-    )
-    return bytes([kind | 0x80 * last, length[0] | 0x80 * masked]) + length[1:] + bytes(4 * masked) + payload
-
-
-@pytest.mark.parametrize("piece", [1, 2, 3, 7, 1000, 1 << 20])
-@pytest.mark.parametrize("masked", [True, False])
-def test_whole_messages_pass_however_the_stream_is_cut(piece: int, masked: bool) -> None:
-    frames = _Frames()
-    sizes = (5, 125, 126, 300, 65_535, 65_536) if piece > 2 else (5, 126)
-    stream = (
-        (UPGRADE if masked else SWITCHING) + b"".join(frame(bytes(n), masked=masked) for n in sizes) + frame(b"", 8)
-    )
-    assert {frames.fault_in(stream[at : at + piece]) for at in range(0, len(stream), piece)} == {""}
-
-
-@pytest.mark.parametrize(
-    ("sent", "fault"),
-    [
-        (frame(b"12345", last=False), "a message in parts"),
-        (frame(b"12345", kind=0), "a message in parts"),
-        (frame(b"", kind=0, last=False), "a message in parts"),
-        (frame(b""), "a frame too short for a message"),
-        (frame(b"", kind=9), "a frame too short for a message"),
-        (b"GET / HTTP/1.1\r\n\r\n", "a message in parts"),
-    ],
-)
-def test_what_is_no_whole_message_is_seen_at_its_first_byte(sent: bytes, fault: str) -> None:
-    frames = _Frames()
-    assert frames.fault_in(UPGRADE + frame(bytes(500))) == ""
-    assert frames.fault_in(sent) == fault
-
-
-def test_a_head_without_end_is_cut() -> None:
-    frames = _Frames()
-    assert frames.fault_in(b"GET / HTTP/1.1\r\n") == ""
-    assert frames.fault_in(b"a" * (8 << 10)) == "a head without an end"
-
 
 @asynchronous
 async def test_a_dialler_that_sends_empty_fragments_is_cut_off_before_they_cost_anything() -> None:
@@ -218,17 +169,34 @@ async def test_a_dialler_that_sends_empty_fragments_is_cut_off_before_they_cost_
         writer.close()
 
 
+async def switch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer a dialler as a WebSocket's listener does."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    key = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key:"))
+    accept = base64.b64encode(hashlib.sha1(key.split(b": ")[1] + WS_KEY).digest())
+    switching = b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+    writer.write(switching + accept + b"\r\n\r\n")
+
+
+@asynccontextmanager
+async def dialling(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[tuple[Endpoint, TlsTransport]]:
+    """A listener that answers as it likes, and a dialler's transport."""
+    tls = TlsTransport(LISTENER, DEFAULT)._server_tls()
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
+    dialler = TlsTransport(identity("dialler"), DEFAULT)
+    try:
+        yield Endpoint("127.0.0.1", server.sockets[0].getsockname()[1]), dialler
+    finally:
+        await dialler.close()
+        server.close()
+
+
 @asynchronous
 async def test_a_listener_that_sends_empty_fragments_is_left() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        key = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key:"))
-        accept = base64.b64encode(hashlib.sha1(key.split(b": ")[1] + WS_KEY).digest())
-        writer.write(
-            b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
-            + accept
-            + b"\r\n\r\n"
-        )
+        await switch(reader, writer)
         writer.write(frame(b"12345", masked=False))
         await writer.drain()
         await asyncio.sleep(0.1)
@@ -237,17 +205,32 @@ async def test_a_listener_that_sends_empty_fragments_is_left() -> None:
             await reader.read()
         writer.close()
 
-    listener = TlsTransport(LISTENER, DEFAULT)
-    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=listener._server_tls())
-    dialler = TlsTransport(identity("dialler"), DEFAULT)
-    connection = await dialler.dial(Endpoint("127.0.0.1", server.sockets[0].getsockname()[1]))
-    assert await connection.receive() == b"12345"
-    async with asyncio.timeout(1):
-        with pytest.raises(FrameTooLarge, match="in parts"):
-            await connection.receive()
-    await connection.close()
-    await dialler.close()
-    server.close()
+    async with dialling(answer) as (address, dialler):
+        connection = await dialler.dial(address)
+        assert await connection.receive() == b"12345"
+        async with asyncio.timeout(1):
+            with pytest.raises(FrameTooLarge, match="in parts"):
+                await connection.receive()
+        await connection.close()
+
+
+@pytest.mark.parametrize("end", [lambda writer: writer.close(), lambda writer: writer.transport.abort()])
+@pytest.mark.parametrize("greets", [True, False])
+def test_a_listener_that_leaves_at_once_is_a_lost_connection(
+    end: Callable[[asyncio.StreamWriter], None], greets: bool
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if greets:
+            await switch(reader, writer)
+        end(writer)
+
+    async def story() -> None:
+        async with dialling(answer) as (address, dialler):
+            for _ in range(10):
+                with pytest.raises(ConnectionLost):
+                    await (await dialler.dial(address)).receive()
+
+    asyncio.run(story())
 
 
 # ---------------------------------------------------------------------- strangers
@@ -328,23 +311,6 @@ async def test_places_of_those_who_left_are_free_at_once() -> None:
         assert await ended(standing) == 0, "the dead push nobody out"
         await connection.close()
         standing[0][1].close()
-
-
-@virtual
-async def test_handshakes_of_one_group_wait_for_each_other_and_for_nobody_elses() -> None:
-    turns = _Turns(replace(DEFAULT, handshakes_per_s=2.0, handshakes_burst=3))
-    loop = asyncio.get_running_loop()
-    for _ in range(3):
-        await turns.take("crowd")
-    assert loop.time() == 0
-    queue = [asyncio.ensure_future(turns.take("crowd")) for _ in range(5)]
-    await asyncio.sleep(0.1)
-    for task in queue:
-        task.cancel()
-    await turns.take("other")
-    assert loop.time() == pytest.approx(0.1)
-    await turns.take("crowd")
-    assert loop.time() == pytest.approx(0.5), "whoever left the queue has cost nothing"
 
 
 @asynchronous

@@ -1,0 +1,1 @@
+"""The peers' door: strangers are met here, before anything is spent on them."""
