@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from consensus.address import encode_address
 from consensus.params import TILE, Allocation
 from node import genesis
 from node.config import SETTINGS
+from node.p2p.limits import DEFAULT
 from node.rpc.methods.table import rpc_docs
 from tilework.main import COMMANDS, main
 from worker.key import WorkerKey
@@ -194,6 +198,24 @@ main(sys.argv[1:])
     assert error["fix"]
     with node_process(tmp_path, "--network", "regtest") as (process, info):
         assert info["height"] > 0
+        assert stop(process, signal.SIGTERM) == (0, "")
+
+
+def test_silent_connections_by_the_hundred_take_few_descriptors_and_stop_nothing(tmp_path: Path) -> None:
+    with node_process(tmp_path, "--network", "regtest") as (process, info):
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (256, 256))
+        host, port = info["p2p_address"].rsplit(":", 1)
+        descriptors = Path(f"/proc/{process.pid}/fd")
+        before, most = len(list(descriptors.iterdir())), 0
+        with ExitStack() as silent:
+            for _ in range(400):
+                silent.enter_context(socket.create_connection((host, int(port))))
+                most = max(most, len(list(descriptors.iterdir())))
+            time.sleep(0.2)
+            most = max(most, len(list(descriptors.iterdir())))
+            with urllib.request.urlopen(f"{info['rpc_address']}/health", timeout=5) as answer:
+                assert answer.status == 200
+        assert most - before <= DEFAULT.max_strangers_per_group + 16  # those on their way out, and files
         assert stop(process, signal.SIGTERM) == (0, "")
 
 

@@ -68,9 +68,6 @@ class Lobby:
         self._limits = limits
         self._places: dict[Arrival, None] = {}
 
-    def __len__(self) -> int:
-        return len(self._places)
-
     def enter(self, arrival: Arrival) -> None:
         """Give a place."""
         crowds = Counter(other.group for other in self._places)
