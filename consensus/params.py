@@ -98,7 +98,7 @@ class ChainParams(Value, frozen=True):
     initial_base_fee: Amount = 1
     base_fee_change_denominator: int = 8
     min_price: Amount = 1
-    """Least price of a group in grains per 2²⁰ MACs: a free job would be a free claim on strangers' time."""
+    """Least price of a group in grains per 2⁴⁰ of weight: a free job would be a free claim on strangers' time."""
     min_fee: Amount = 100
     """Least fee of a packet, so that the burned tenth is at least 10 grains."""
     score_unit: Amount = 10

@@ -33,7 +33,7 @@ class Transfer(Value, frozen=True, tag=0):
 class RegisterWorker(Value, frozen=True, tag=1):
     """Join, refresh or change a declaration; `bond` grains are added to the bond.
 
-    `min_price` is in grains per 2²⁰ MACs, `max_unit_bytes` bounds mk + kn + 4mn, `max_packets` are held at once.
+    `min_price` is in grains per 2⁴⁰ of weight, `max_unit_bytes` bounds mk + kn + 4mn, `max_packets` are held at once.
     """
 
     x25519_key: PublicKey
@@ -65,7 +65,8 @@ class Pair(Value, frozen=True):
 class SubmitJob(Value, frozen=True, tag=3):
     """Open a group of packets, any `threshold` of which complete it.
 
-    Operands stand once in `lefts` and `rights` however many packets share them. `price` is in grains per 2²⁰ MACs.
+    Operands stand once in `lefts` and `rights` however many packets share them. `price` is in grains per 2⁴⁰ of
+    weight (`Shape.weight`).
     """
 
     lefts: tuple[Operand, ...]

@@ -23,8 +23,8 @@ from wallet.errors import WalletError
 
 WORKER_PACKETS = 32
 """Packets that each worker may hold at once, as soon as its score allows; its bond is one slot's for each."""
-WORKER_PRICE = 10_000
-"""Grains per 2²⁰ MACs: at the least base fee, about what the gas for a packet's bytes costs besides."""
+WORKER_PRICE = 10_000_000_000
+"""Grains per 2⁴⁰ of weight: at the least base fee, about what the gas for a packet's bytes costs besides."""
 RECENT_BLOCKS = 50
 
 _READY_SECONDS = 60.0

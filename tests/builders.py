@@ -313,7 +313,7 @@ class ChainBuilder:
         cols: int = 4096,
         inner: int = 4096,
         threshold: int | None = None,
-        price: int = 1 << 20,
+        price: int = 1 << 40,
         expiry: int | None = None,
         **changes: Any,
     ) -> Job:

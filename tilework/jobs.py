@@ -76,7 +76,7 @@ def job() -> None:
 @click.argument("x", type=click.Path(path_type=Path))
 @click.argument("w", type=click.Path(path_type=Path))
 @output_option
-@click.option("--price", type=click.IntRange(1), help="Grains per 2²⁰ multiplications [default: what workers ask].")
+@click.option("--price", type=click.IntRange(1), help="Grains per 2⁴⁰ of weight [default: what workers ask].")
 @click.option("--packets", type=click.IntRange(1), help="About how many packets [default: one for each free slot].")
 @click.option("--memory", "memory_mib", type=click.FloatRange(0, 32, min_open=True), help="MiB of the largest packet.")
 @click.option("--expiry", "expiry_blocks", type=click.IntRange(1), metavar="BLOCKS", help="How long the offer stands.")
@@ -209,7 +209,7 @@ def status(job_id: str, url: str) -> None:
         "packets": f"{view.done} done, {view.held} held, {view.queued} queued, of {view.packets}",
         "workers": view.workers,
         "blocks won": ", ".join(map(str, view.blocks_won)) or "none",
-        "price": f"{view.price} grains per 2²⁰ multiplications",
+        "price": f"{format_tile(view.price)} TILE per 2⁴⁰ of weight",
         "paid": f"{format_tile(view.paid)} TILE, of it {format_tile(view.burned)} burned",
         "escrow": f"{format_tile(escrow)} TILE {where}",
         "expiry": f"height {view.expiry}",
@@ -293,7 +293,7 @@ def cancel(
 @click.option(
     "--packets", type=click.IntRange(1, 60), default=16, show_default=True, help="About how many packets a layer."
 )
-@click.option("--price", type=click.IntRange(1), help="Grains per 2²⁰ multiplications [default: what workers ask].")
+@click.option("--price", type=click.IntRange(1), help="Grains per 2⁴⁰ of weight [default: what workers ask].")
 @rpc_option
 @account_option
 @password_option
@@ -367,8 +367,8 @@ def _described(offer: Offer) -> str:
     grid = offer.slices.grid
     return (
         f"{grid.shape}: {offer.packets} packets of at most "
-        f"{grid.unit_bytes / (1 << 20):.1f} MiB in {len(offer.parts)} job(s) at {offer.price} grains per 2²⁰ "
-        f"multiplications: {format_tile(offer.escrow)} TILE in escrow, and fees"
+        f"{grid.unit_bytes / (1 << 20):.1f} MiB in {len(offer.parts)} job(s) at "
+        f"{format_tile(offer.price)} TILE per 2⁴⁰ of weight: {format_tile(offer.escrow)} TILE in escrow, and fees"
     )
 
 

@@ -89,7 +89,7 @@ def worker() -> None:
 @click.option("--packets", type=click.IntRange(1, 1024), default=4, show_default=True, help="Most packets at once.")
 @click.option("--bond", metavar="TILE", help="The whole bond. Default: what that many packets need.")
 @click.option(
-    "--min-price", type=click.IntRange(0), default=0, show_default=True, help="Least pay, in grains per 2²⁰ MACs."
+    "--min-price", type=click.IntRange(0), default=0, show_default=True, help="Least pay, in grains per 2⁴⁰ of weight."
 )
 @click.option(
     "--max-unit-mib",

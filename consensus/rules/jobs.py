@@ -19,12 +19,12 @@ from consensus.shape import MAX_UNIT_BYTES, Shape, is_side
 from consensus.state import CLOSINGS, DEADLINES, GROUPS, PACKETS, QUEUE, Entry, Group, Mark, Packet, PacketStatus
 from consensus.transaction import OPEN, SubmitJob, TxBody, packet_id_of
 
-MACS_PER_PRICE = 1 << 20
+WEIGHT_PER_PRICE = 1 << 40
 
 
 def packet_fee(params: ChainParams, price: int, shape: Shape) -> int:
-    """Grains for a packet at `price` grains per 2²⁰ MACs, rounded up."""
-    return max(params.min_fee, -(-price * shape.macs // MACS_PER_PRICE))
+    """Grains for a packet at `price` grains per 2⁴⁰ of its weight, rounded up."""
+    return max(params.min_fee, -(-price * shape.weight // WEIGHT_PER_PRICE))
 
 
 def job_fees(params: ChainParams, job: SubmitJob) -> list[int]:

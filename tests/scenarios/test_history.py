@@ -257,7 +257,7 @@ def test_late_honest_workers_are_paid_in_full() -> None:
     chain.mine(results=[chain.result(job.packets[1])])
     node = chain.mine(results=[chain.result(job.packets[0])])
     (late,) = (event for event in node.transition.events if isinstance(event, Answered))
-    assert late.fee == 64 * 64 * 192
+    assert late.fee == 1 << 22
 
 
 def test_why_was_i_not_paid_has_an_answer_for_every_packet() -> None:

@@ -159,7 +159,7 @@ def test_an_owner_cannot_cancel_away_work_that_is_under_way() -> None:
     chain.mine([chain.cancel(ALICE, job)], gossip[:1])
     node = chain.mine(results=gossip[1:])
     (closed,) = (event for event in node.transition.events if isinstance(event, Closed))
-    fee = 64 * 64 * 192
+    fee = 1 << 22
     assert (closed.done, closed.refund) == (2, 2 * fee)
 
 

@@ -27,8 +27,8 @@ IDENTITIES = 20
 """Workers with a slot each; the adversary has his share of them."""
 SPARE = 20
 """Further identities that a hoarder may register."""
-MARKET_PRICE = 100_000_000
-"""Grains per 2²⁰ MACs for which the honest work: 0.075 TILE for the packets here."""
+MARKET_PRICE = 75_000_000 << 18
+"""Grains per 2⁴⁰ of weight for which the honest work: 0.075 TILE for the packets here."""
 SIDE = 64
 _FUNDS = 100_000 * TILE
 

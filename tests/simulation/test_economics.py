@@ -18,7 +18,7 @@ from tests.simulation.economy import MARKET_PRICE, SIDE, Economy, Strategy, adva
 from tests.simulation.strategies import LIMITS, LOSING, Case, SelfDealing, Withholding
 
 SHARES = (0.05, 0.25, 0.5, 0.9)
-FEE = -(-MARKET_PRICE * Shape(SIDE, SIDE, SIDE).macs // jobs.MACS_PER_PRICE)
+FEE = -(-MARKET_PRICE * Shape(SIDE, SIDE, SIDE).weight // jobs.WEIGHT_PER_PRICE)
 CENSORING, *ORDERING, UNDERCUTTING = LIMITS
 
 

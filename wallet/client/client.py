@@ -116,7 +116,7 @@ class Client:
     ) -> Job:
         """Order x·w: x (m, k), w (k, n), integers in [−63, 63].
 
-        price: grains per 2²⁰ multiplications (None: what half of the able slots work for). packets: about how many
+        price: grains per 2⁴⁰ of weight (None: what half of the able slots work for). packets: about how many
         (None: one for each slot, if the product is large enough). expiry_blocks: how long the offer stands (None: half
         of the longest). memory_bound: bytes of the largest packet, operands and product, at most 32 MiB (None: what
         half of the slots have). attempts: how often packets that nobody answered are offered; each may cost its escrow

@@ -22,8 +22,8 @@ SMALLEST_PACKET_MACS = 1 << 26
 class Terms:
     """What the client asks for; None leaves it to the market.
 
-    price: grains per 2²⁰ MACs. packets: about how many. expiry_blocks: how long the offer stands. memory_bound: bytes
-    of the largest packet, operands and product.
+    price: grains per 2⁴⁰ of weight. packets: about how many. expiry_blocks: how long the offer stands. memory_bound:
+    bytes     of the largest packet, operands and product.
     """
 
     price: int | None = None
@@ -70,7 +70,7 @@ def find_deal(params: ChainParams, workers: Sequence[WorkerView], shape: Shape, 
     Raises `WalletError`: price-too-low, no-worker (nobody active), no-able-worker, and those of `choose_grid`.
     """
     if terms.price is not None and terms.price < params.min_price:
-        message = f"a price of {terms.price} is below the network's least, {params.min_price} grains per 2²⁰ MACs"
+        message = f"a price of {terms.price} is below the network's least, {params.min_price} grains per 2⁴⁰ of weight"
         raise WalletError("price-too-low", message, f"offer {params.min_price} or more", ExitCode.USAGE)
     serving = [worker for worker in workers if worker.active and worker.slots]
     if not serving:
@@ -93,7 +93,7 @@ def find_deal(params: ChainParams, workers: Sequence[WorkerView], shape: Shape, 
         # The upper half of the slots costs more; half of them is enough to be served.
         price = max(params.min_price, _median([(worker.min_price, worker.slots) for worker in roomy]))
     if price < least:
-        message = f"no active worker with that much memory works for {price} grains per 2²⁰ MACs"
+        message = f"no active worker with that much memory works for {price} grains per 2⁴⁰ of weight"
         raise WalletError("no-able-worker", message, f"offer {least} or more")
     return Deal(price, grid)
 

@@ -74,7 +74,7 @@ class Report(Struct, frozen=True):
 async def run(client: Client, demo: Demo, packets: int, price: int | None, tell: Told) -> Report:
     """Classify the demonstration's images through jobs of at most about `packets` packets a layer.
 
-    `price`: grains per 2²⁰ multiplications; None: what workers ask. Raises `WalletError` if a product cannot be had;
+    `price`: grains per 2⁴⁰ of weight; None: what workers ask. Raises `WalletError` if a product cannot be had;
     whatever else is wrong stands in the report.
     """
     begin = time.monotonic()

@@ -10,7 +10,7 @@ from consensus.events import Answered, Closed, Dealt, Ending
 from consensus.state import CLOSINGS, DEADLINES, GROUPS, PACKETS, QUEUE
 from tests.builders import ALICE, BOB, CAROL, DAVE, ERIN, ChainBuilder, Job, operand, regtest, worker_chain
 
-FEE = 64 * 64 * 192
+FEE = 1 << 22
 
 
 def job_of(chain: ChainBuilder, packets: int, seed: int = 0, owner: Any = ALICE, **options: Any) -> Job:
@@ -73,7 +73,7 @@ def test_an_answer_that_completes_a_large_group_writes_no_more_than_another() ->
 def test_packets_of_a_group_that_has_ended_are_dealt_to_nobody() -> None:
     """They may wait for their turn to be forgotten, but not in anybody's way."""
     chain = worker_chain([DAVE], max_closed=1)
-    dear, cheap = job_of(chain, 6, threshold=1, price=1 << 21), job_of(chain, 1, 1, BOB)
+    dear, cheap = job_of(chain, 6, threshold=1, price=1 << 41), job_of(chain, 1, 1, BOB)
     chain.mine([dear.transaction, cheap.transaction])
     chain.mine(results=chain.answers(dear))
     assert [event.packet_id for event in chain.tip.transition.events if isinstance(event, Dealt)] == [*cheap.packets]

@@ -205,12 +205,12 @@ def test_the_order_within_a_block() -> None:
     chain = worker_chain(WORKERS)
     expiring = chain.job(BOB, operand(64, 64, 9), operand(64, 64, 8), price=1, expiry=20)
     finished = chain.job(ALICE, operand(128, 64), operand(64, 64, 1), rows=64)
-    missing = chain.job(ALICE, operand(192, 64, 3), operand(64, 64, 4), rows=64, price=1 << 21)
+    missing = chain.job(ALICE, operand(192, 64, 3), operand(64, 64, 4), rows=64, price=1 << 41)
     chain.mine([expiring.transaction, finished.transaction, missing.transaction], count=10)
     assert chain.height == 18
     held = chain.held(finished)
     assert len(held) == 2
-    opened = chain.job(ALICE, operand(64, 64, 5), operand(64, 64, 6), price=1 << 22)
+    opened = chain.job(ALICE, operand(64, 64, 5), operand(64, 64, 6), price=1 << 42)
     node = chain.mine([opened.transaction], [chain.result(held[1])], packet=held[0])
     kinds = [type(event) for event in node.transition.events]
     assert kinds == [Answered, Answered, Completed, Opened, Missed, Missed, Missed, Closed, *[Dealt] * 2]
@@ -314,7 +314,7 @@ class Player:
                     operand(64, 64, size),
                     rows=64,
                     threshold=1 + who % rows,
-                    price=1 << 4 * size,
+                    price=1 << (20 + 4 * size),
                     expiry=chain.height + 12 + 3 * who,
                 )
                 self.jobs.append(job)

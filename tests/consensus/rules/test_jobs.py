@@ -35,8 +35,8 @@ from tests.builders import (
     worker_chain,
 )
 
-FEE = 64 * 64 * 192
-"""Grains for a packet of 64×64×64 at a grain a MAC."""
+FEE = 1 << 22
+"""Grains for a packet of 64×64×64, of the least weight, at a grain each."""
 WINDOW = 10
 HELD_BY = (DAVE, ERIN, FRANK, GRACE, HEIDI)
 
@@ -72,15 +72,16 @@ def leftovers(chain: ChainBuilder) -> int:
 @pytest.mark.parametrize(
     ("price", "shape", "fee"),
     [
-        (1, (64, 64, 64), 100),  # 0.75 grains: the least fee
-        (134, (64, 64, 64), 101),  # 134 · 0.75 = 100.5, rounded up
-        (133, (64, 64, 64), 100),  # 99.75
-        (1 << 20, (64, 64, 64), 64 * 64 * 192),
-        (1 << 20, (128, 64, 256), 128 * 64 * (256 + 128)),
-        (3, (4096, 64, 4096), -(-3 * 4096 * 64 * 4224 // 2**20)),
+        (1, (64, 64, 64), 100),  # the least fee
+        (100 << 18, (64, 64, 64), 100),  # the least weight is 2²²
+        ((100 << 18) + 1, (64, 64, 64), 101),  # rounded up
+        (1 << 40, (64, 64, 64), 1 << 22),
+        (1 << 40, (128, 64, 256), 128 * 64 * (256 + 128) + 64 * 256 * (128 + 64)),
+        (1 << 40, (64, 4096, 64), 64 * 4096 * 192 + 64 * 64 * (64 + 4096)),
+        (3 << 20, (4096, 64, 4096), -(-3 * (4096 * 64 * 4224 + 64 * 4096 * 4160) // 2**20)),
     ],
 )
-def test_a_fee_is_by_macs_with_the_recovery_rounded_up(price: int, shape: tuple[int, int, int], fee: int) -> None:
+def test_a_fee_is_by_weight_rounded_up(price: int, shape: tuple[int, int, int], fee: int) -> None:
     m, n, k = shape
     assert jobs.packet_fee(regtest(), price, Shape(m, k, n)) == fee
 
@@ -127,7 +128,16 @@ WHOLE = SubmitJob((A64,), (B64,), (Pair(0, 0),), 1, 1, 50)
             replace(WHOLE, lefts=(Operand(bytes(32), 4096, 64),), rights=(Operand(bytes(32), 64, 2048),)),
             Reason.UNIT_TOO_LARGE,
         ),
-        (replace(WHOLE, price=MAX_AMOUNT, lefts=(Operand(bytes(32), 4096, 64),)), Reason.AMOUNT_OVERFLOW),
+        (
+            replace(
+                WHOLE,
+                price=MAX_AMOUNT,
+                lefts=tuple(Operand(bytes([n]) * 32, 4096, 64) for n in range(32)),
+                rights=tuple(Operand(bytes([n]) * 32, 64, 1984) for n in range(32)),
+                packets=tuple(Pair(i, j) for i in range(32) for j in range(32)),
+            ),
+            Reason.AMOUNT_OVERFLOW,
+        ),
     ],
     ids=lambda part: part.value if isinstance(part, Reason) else "",
 )
@@ -162,7 +172,8 @@ def test_expiry_lies_beyond_a_window_and_within_max_life(expiry: int, good: bool
 
 def test_an_escrow_that_nobody_has_opens_nothing() -> None:
     chain = ChainBuilder(worked=False)
-    node = chain.mine([four_packets(chain, price=1 << 50).transaction])
+    dear = chain.job(ALICE, operand(1024, 1024), operand(1024, 1024, 1), price=1 << 62)
+    node = chain.mine([dear.transaction])
     assert node.transition.receipts[0].reason == "insufficient-balance"
     assert leftovers(chain) == 0
 
@@ -204,7 +215,7 @@ def test_the_answer_is_the_product() -> None:
 
 
 def test_a_results_fee_is_split_exactly() -> None:
-    """786 432 grains: a tenth burns (78 643), a fiftieth goes to the includer (15 728), the rest to the worker."""
+    """4 194 304 grains: a tenth burns (419 430), a fiftieth goes to the includer (83 886), the rest to the worker."""
     chain, job = opened()
     packet_id = job.packets[0]
     worker = chain.holder(packet_id)
@@ -212,16 +223,16 @@ def test_a_results_fee_is_split_exactly() -> None:
     before, supply = chain.balance(worker), chain.supply()[0]
     chain.mine(results=[chain.result(packet_id)])
     (answer,) = events(chain, Answered)
-    assert (answer.fee, answer.burned, answer.share, answer.won) == (786_432, 78_643, 15_728, False)
-    assert chain.balance(worker) == before + 786_432 - 78_643 - 15_728
-    assert chain.supply()[0] == supply + 50 * TILE - 78_643
+    assert (answer.fee, answer.burned, answer.share, answer.won) == (4_194_304, 419_430, 83_886, False)
+    assert chain.balance(worker) == before + 4_194_304 - 419_430 - 83_886
+    assert chain.supply()[0] == supply + 50 * TILE - 419_430
     included = chain.height
     before = chain.balance(MINER)
     chain.mine(count=9)
     before = chain.balance(MINER)
     chain.mine()
     assert chain.height == included + 10
-    assert chain.balance(MINER) == before + 50 * TILE + 15_728
+    assert chain.balance(MINER) == before + 50 * TILE + 83_886
 
 
 def test_the_least_fees_burn() -> None:

@@ -198,12 +198,12 @@ def test_a_returning_worker_waits_eight_blocks_again() -> None:
 
 
 def test_the_score_rises_by_what_was_burned() -> None:
-    """A packet of 64×64×64 at 2²⁰ grains per 2²⁰ MACs costs 64·64·192 grains; a tenth burns; 10 burned are a point."""
+    """A packet of the least weight at a grain each costs 2²² grains; a tenth burns; 10 burned are a point."""
     chain = worker_chain([DAVE], score_cap=10**9)
     job = small_job(chain)
     chain.mine([job.transaction])
     chain.mine(results=chain.answers(job))
-    burned = 64 * 64 * 192 // 10
+    burned = (1 << 22) // 10
     assert chain.worker(DAVE).score == burned // 10
 
 

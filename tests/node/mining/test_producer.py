@@ -205,7 +205,7 @@ async def test_held_packets_come_by_deadline_and_those_of_complete_groups_last()
 
 async def give_score(rig: Rig, key: Key) -> None:
     """Let a worker earn the trust that more than one slot takes."""
-    job = rig.builder.job(CAROL, operand(64, 64, 8), operand(64, 64, 9), price=1 << 20)
+    job = rig.builder.job(CAROL, operand(64, 64, 8), operand(64, 64, 9), price=1 << 40)
     await rig.submit(job)
     await rig.mine()
     await rig.answer(job.packets[0])

@@ -203,7 +203,7 @@ def test_bonds_and_escrows_count() -> None:
     world.refuse("insufficient-balance", tx(DAVE, payload=RegisterWorker(bytes(32), 0, 1, 1, 100 * TILE)))
     job = ChainBuilder(world.params).job(DAVE, operand(64, 64), operand(64, 64))
     world.set_account(DAVE, job.transaction.body.gas_limit * 10**9)
-    escrow = 64 * 64 * (64 + 128)
+    escrow = 1 << 22
     world.refuse("insufficient-balance", job.transaction)
     world.set_account(DAVE, job.transaction.body.gas_limit * 10**9 + escrow)
     world.add(job.transaction)

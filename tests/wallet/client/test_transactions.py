@@ -60,7 +60,7 @@ def test_a_signature_is_of_one_network_only() -> None:
 def test_what_a_payload_moves() -> None:
     assert payloads.outlay(PARAMS, PAYMENT) == 12
     assert payloads.outlay(PARAMS, RegisterWorker(bytes(32), 0, 1, 1, TILE)) == TILE
-    assert payloads.outlay(PARAMS, JOB) == max(100, -(-9 * 64 * 256 * (128 + 128) // 2**20))
+    assert payloads.outlay(PARAMS, JOB) == 100
     assert payloads.outlay(PARAMS, CancelJob(bytes(32))) == 0
 
 
