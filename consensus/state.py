@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
-from typing import Generic, Protocol, TypeVar
+from typing import Annotated, Generic, Protocol, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from consensus.codec import U16, U32, U63, Address, Amount, Hash, PublicKey, Value, encode
 from consensus.proofs import trie
@@ -33,8 +34,8 @@ class StateReader(Protocol):
     def get(self, key: bytes) -> bytes | None:
         """The value, or None."""
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """All pairs whose key starts with `prefix`, in key order."""
+    def scan(self, prefix: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """All pairs whose key starts with `prefix` and is greater than `after`, in key order."""
 
 
 class Overlay:
@@ -55,10 +56,10 @@ class Overlay:
     def delete(self, key: bytes) -> None:
         self.writes[key] = None
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, prefix: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Both layers merged in key order. What is written during a scan does not show in it."""
-        pending = sorted((k, v) for k, v in self.writes.items() if k.startswith(prefix))
-        below = self._below.scan(prefix)
+        pending = sorted((k, v) for k, v in self.writes.items() if k.startswith(prefix) and k > after)
+        below = self._below.scan(prefix, after)
         position = 0
         for key, value in below:
             while position < len(pending) and pending[position][0] < key:
@@ -82,7 +83,7 @@ class EmptyState:
     def get(self, key: bytes) -> bytes | None:
         return None
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, prefix: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         return iter(())
 
 
@@ -198,7 +199,8 @@ class Reward(Value, frozen=True):
 class Ledger(Value, frozen=True):
     """What belongs to no account: the supply, the fee market, the next job's number, the last draws.
 
-    `tickets` are the `parent_ticket`s of the last `deal_lag` headers, oldest first.
+    `tickets` are the `parent_ticket`s of the last `deal_lag` headers, oldest first. `dealt_through` is the key of the
+    queue at which the last round of dealing ended; empty at the beginning.
     """
 
     issued: Amount
@@ -206,6 +208,7 @@ class Ledger(Value, frozen=True):
     base_fee: Amount
     sequence: U63
     tickets: tuple[Hash, ...]
+    dealt_through: Annotated[bytes, Meta(max_length=32)] = b""
 
 
 class Table(Generic[R]):
@@ -241,6 +244,10 @@ class Table(Generic[R]):
         prefix = self.key(*parts)
         for key, data in state.scan(prefix):
             yield key[len(prefix) :], self._decode(data)
+
+    def record(self, data: bytes) -> R:
+        """A record out of its bytes."""
+        return self._decode(data)
 
     def held_by(self, data: bytes | None) -> int:
         """Grains that an encoded record of this table holds."""

@@ -197,6 +197,7 @@ def _finish(execution: Execution, parent_ticket: bytes) -> None:
         base_fee=next_base_fee(params, before.base_fee, execution.gas_used),
         sequence=execution.sequence,
         tickets=tickets,
+        dealt_through=execution.dealt_through,
     )
     LEDGER.put(execution.state, after)
 

@@ -23,9 +23,11 @@ class Snapshot:
     def get(self, key: bytes) -> bytes | None:
         return self.records.get(key)
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        for position in range(bisect_left(self._ordered, prefix), len(self._ordered)):
+    def scan(self, prefix: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        for position in range(bisect_left(self._ordered, max(prefix, after)), len(self._ordered)):
             key = self._ordered[position]
+            if key == after:
+                continue
             if not key.startswith(prefix):
                 return
             yield key, self.records[key]

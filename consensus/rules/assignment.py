@@ -6,6 +6,7 @@ packets and no owner its workers.
 
 from __future__ import annotations
 
+import itertools
 from itertools import islice
 from typing import NamedTuple
 
@@ -58,20 +59,39 @@ def deal(execution: Execution, randomness: bytes) -> None:
 
 
 def _examined(execution: Execution) -> list[tuple[bytes, Packet, Group]]:
-    """The packets at the queue's head. Those of ended groups, and those too close to their expiry for a whole window,
+    """The packets whose turn it is. Those of ended groups, and those too close to their expiry for a whole window,
     leave the queue for good, so that they do not block others."""
     examined = []
-    for _, entry in list(islice(QUEUE.scan(execution.state), execution.params.max_examined)):
-        packet = PACKETS.get(execution.state, entry.packet_id)
+    for packet_id in _turns(execution):
+        packet = PACKETS.get(execution.state, packet_id)
         assert packet is not None, "a queued packet that does not exist"
         group = GROUPS.get(execution.state, packet.job)
         assert group is not None, "a packet without its group"
         if not group.ended and execution.height + execution.params.window < group.expiry:
-            examined.append((entry.packet_id, packet, group))
+            examined.append((packet_id, packet, group))
         else:
             jobs.dequeue(execution, group, packet)
-            PACKETS.put(execution.state, replace(packet, status=PacketStatus.WITHDRAWN), entry.packet_id)
+            PACKETS.put(execution.state, replace(packet, status=PacketStatus.WITHDRAWN), packet_id)
     return examined
+
+
+def _turns(execution: Execution) -> list[bytes]:
+    """At most `max_examined` queued packets: half from the queue's head, and half by a round through all of it.
+
+    The head is for those who pay most. The round goes on where the last block's ended, so that dear packets which
+    nobody is able to make hold nobody up for longer than it takes to pass them.
+    """
+    state, prefix, most = execution.state, QUEUE.key(), execution.params.max_examined
+    head = dict(islice(state.scan(prefix), most - most // 2))
+    behind = itertools.chain(state.scan(prefix, execution.dealt_through), state.scan(prefix))
+    others = ((key, data) for key, data in behind if key not in head)
+    seen: dict[bytes, bytes] = {}
+    for key, data in islice(others, most // 2):
+        if key in seen:  # once around
+            break
+        seen[key] = data
+        execution.dealt_through = key
+    return [QUEUE.record(data).packet_id for data in (*head.values(), *seen.values())]
 
 
 def _free_slots(execution: Execution, randomness: bytes) -> list[FreeSlot]:

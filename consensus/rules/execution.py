@@ -23,7 +23,7 @@ class Execution:
     Attributes:
         params, height, miner: of the block.
         state: the overlay that collects the block's writes.
-        ledger: the parent's ledger; `burned` and `sequence` continue from it.
+        ledger: the parent's ledger; `burned`, `sequence` and `dealt_through` continue from it.
         reward: grains that the miner is credited after `maturity` (subsidy, tips, inclusion shares).
         events, receipts: what happened, for indexes and users.
     """
@@ -38,6 +38,7 @@ class Execution:
         self.reward = self.minted
         self.burned = self.ledger.burned
         self.sequence = self.ledger.sequence
+        self.dealt_through = self.ledger.dealt_through
         self.gas_used = 0
         self.events: list[Event] = []
         self.receipts: list[Receipt] = []

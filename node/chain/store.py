@@ -240,9 +240,11 @@ class StoreState:
     def get(self, key: bytes) -> bytes | None:
         return self._store.get(self._place + key)
 
-    def scan(self, prefix: bytes) -> Iterator[Pair]:
-        for key, value in self._store.scan(self._place + prefix):
-            yield key[len(self._place) :], value
+    def scan(self, prefix: bytes, after: bytes = b"") -> Iterator[Pair]:
+        for stored, value in self._store.scan(self._place + prefix, start=self._place + max(prefix, after)):
+            key = stored[len(self._place) :]
+            if key != after:
+                yield key, value
 
 
 class _Span(NamedTuple):

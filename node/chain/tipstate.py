@@ -37,11 +37,11 @@ class TipState:
         """The value, or None."""
         return self._stored.get(key)
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """All pairs whose key starts with `prefix`, in key order. Walk them before the next commit."""
+    def scan(self, prefix: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """See `StateReader`. Walk the pairs before the next commit."""
         if not prefix.startswith(_WALKED):
-            return self._stored.scan(prefix)
-        keys = self._walked.irange(prefix, prefix + _AFTER)
+            return self._stored.scan(prefix, after)
+        keys = self._walked.irange(max(prefix, after), prefix + _AFTER, inclusive=(after < prefix, True))
         return ((key, self._walked[key]) for key in keys)
 
     def keyed(self, changes: Changes) -> Changes:

@@ -68,8 +68,8 @@ class PinnedState:
     def get(self, key: bytes) -> bytes | None:
         return self._chain.read(lambda state: self._checked(state).get(key))
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        return iter(self._chain.read(lambda state: list(self._checked(state).scan(prefix))))
+    def scan(self, prefix: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        return iter(self._chain.read(lambda state: list(self._checked(state).scan(prefix, after))))
 
     def _checked(self, reader: StateReader) -> StateReader:
         if self._chain.tip is not self._tip:

@@ -284,3 +284,46 @@ def test_packets_too_close_to_their_expiry_leave_the_queue_to_others() -> None:
     chain.mine([cheap.transaction])
     assert chain.height == 9
     assert chain.held(cheap, dear) == [*cheap.packets]
+
+
+def test_dear_packets_that_nobody_can_make_jam_nobody() -> None:
+    """Sixteen of them fill what is looked at in two blocks, for ever; the round passes them, four a block."""
+    chain = ChainBuilder(regtest(max_examined=8), worked=False)
+    chain.mine([chain.register(worker, max_unit_bytes=24_576) for worker in (DAVE, ERIN)], count=8)
+    big = chain.job(ALICE, operand(512, 128), operand(128, 128), rows=64, cols=64, price=1 << 41)
+    assert len(big.packets) == 16
+    chain.mine([big.transaction])
+    cheap = job(chain, seed=5, price=1)
+    chain.mine([cheap.transaction])
+    waited = 0
+    while not chain.held(cheap):
+        chain.mine()
+        waited += 1
+        assert waited <= 4
+    later = job(chain, seed=6, price=1)
+    chain.mine([later.transaction])
+    while not chain.held(later):
+        chain.mine()
+        waited += 1
+        assert waited <= 8, "and again, for the next one"
+    assert chain.held(big) == []
+
+
+def test_the_round_looks_at_each_waiting_packet_once_before_it_begins_anew() -> None:
+    chain = ChainBuilder(regtest(max_examined=6), worked=False)
+    group = job(chain, 10)
+    chain.mine([group.transaction])
+    seen = [state.ledger(chain.state).dealt_through]
+    for _ in range(9):
+        chain.mine()
+        seen.append(state.ledger(chain.state).dealt_through)
+    indices = [int.from_bytes(key[-4:], "big") for key in seen]
+    assert indices == [5, 8, 4, 7, 3, 6, 9, 5, 8, 4], "three a block, beside the three at the head"
+
+
+def test_a_short_queue_is_looked_at_once() -> None:
+    chain = ChainBuilder(worked=False)
+    group = job(chain, 3)
+    chain.mine([group.transaction])
+    chain.mine([chain.register(worker) for worker in (DAVE, ERIN, FRANK)], count=9)
+    assert sorted(packet for packet, _ in deals(chain)) == sorted(group.packets)

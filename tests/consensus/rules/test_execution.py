@@ -265,7 +265,7 @@ def test_a_state_that_changes_under_the_block_is_caught() -> None:
             damaged = wanted == key and readings <= 2
             return encode(state.Account(FUNDS + 1, 0)) if damaged else chain.state.get(wanted)
 
-        def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        def scan(self, prefix: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
             return chain.state.scan(prefix)
 
     block = chain.candidate([chain.transfer(ALICE, BOB, 1)]).block
