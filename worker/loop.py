@@ -13,6 +13,7 @@ import contextlib
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Generic
@@ -34,6 +35,8 @@ _REMEMBERED = 1024
 """Packets whose products are known by commitment; far more than are held at once."""
 _JITTER = 0.5
 """Idle pauses vary by this part, so that miners do not fall into step."""
+_RECENT_UNITS = 8
+"""Idle units by whose fastest a pause is measured: one that the machine held up must not hold up the next as well."""
 
 
 class MiningLoop(Generic[U]):
@@ -72,6 +75,7 @@ class MiningLoop(Generic[U]):
         self._stopwatch = stopwatch
         self._woken = asyncio.Event()
         self._stopping = threading.Event()
+        self._recent: deque[float] = deque(maxlen=_RECENT_UNITS)  # seconds of idle units
         self._idle_from = 0.0  # of the event loop's time: idle units rest until then
         self._products: dict[PacketUnit, bytes] = {}  # by commitment: the products themselves are the source's
         self._under_way: set[PacketUnit] = set()
@@ -144,7 +148,8 @@ class MiningLoop(Generic[U]):
             self.stats.idle_blocks += 1
         if self._idle_duty < 1:
             jitter = 1 + _JITTER * (2 * self._rng.random() - 1)
-            pause = seconds * (1 / self._idle_duty - 1) * jitter
+            self._recent.append(seconds)
+            pause = min(self._recent) * (1 / self._idle_duty - 1) * jitter
             self._idle_from = asyncio.get_running_loop().time() + pause
 
     def _may_idle(self) -> bool:

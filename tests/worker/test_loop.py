@@ -387,6 +387,28 @@ def test_pauses_keep_the_duty_and_are_jittered_by_the_seed() -> None:
     assert starts(1, 1.0, 3) == [0, 1, 2]
 
 
+def test_pauses_do_not_stretch_after_units_that_the_machine_held_up() -> None:
+    """Three units take a hundred times as long as usual; the pauses after them are those of usual units."""
+
+    class LoadedBench(SlowBench):
+        async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+            if 10 <= len(self.started) < 13:
+                await asyncio.sleep(100 * UNIT_SECONDS)
+                self.started.append(now())
+                return function(*args, **kwargs)
+            return await super().run(function, *args, **kwargs)
+
+    bench = LoadedBench()
+
+    async def story() -> None:
+        await loop_of(FakeSource(), bench, 1, 0.25).run(40)
+
+    run(story())
+    pauses = [later - earlier for earlier, later in pairwise(bench.started)]
+    assert max(pauses) <= 100 * UNIT_SECONDS + 4.5
+    assert max(pauses[13:]) <= UNIT_SECONDS + 4.5
+
+
 @virtual
 async def test_without_a_duty_for_idle_units_it_waits_for_packets() -> None:
     source, bench = FakeSource(), SlowBench()
