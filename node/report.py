@@ -18,6 +18,9 @@ from node.rpc.server import Readiness
 from node.start import software_version
 from worker.stats import MinerStats
 
+CLAIM_SECONDS = 30.0
+"""A new peer's word of its height is believed for so long: by then its headers have shown the work behind it."""
+
 
 class Report:
     """Reads the parts of a node; a `node.rpc.context.Host`. On the event loop's thread.
@@ -78,7 +81,8 @@ class Report:
         peers, tip = self._network.peers(), self._chain.tip
         if self._needs_peers and not peers:
             return "no peer is connected"
-        known = max([self._chain.best_header.height, *(peer.height for peer in peers)])
+        claimed = [peer.height for peer in peers if peer.connected_s < CLAIM_SECONDS]
+        known = max([self._chain.best_header.height, *claimed])
         if is_syncing(self._chain) or known - tip.height > 2:
             return f"syncing: height {tip.height} of {known}"
         return ""

@@ -82,7 +82,10 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class PeerInfo:
-    """One peer for the operator. Score 0 is good, `EXPULSION` is out; latency is None before the first pong."""
+    """One peer for the operator. Score 0 is good, `EXPULSION` is out; latency is None before the first pong.
+
+    `height` is what the peer says of itself.
+    """
 
     id: str
     address: str
@@ -94,6 +97,7 @@ class PeerInfo:
     score: float
     bytes_in: int
     bytes_out: int
+    connected_s: float
 
 
 class TokenBucket:
@@ -247,6 +251,7 @@ class Peer:
             score=round(self.score, 1),
             bytes_in=self.bytes_in,
             bytes_out=self.bytes_out,
+            connected_s=self._loop.time() - self.since,
         )
 
     # ------------------------------------------------------------------ what others do with a peer

@@ -1,0 +1,28 @@
+"""What a node says of itself, where a stranger could make it say something else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from node.report import CLAIM_SECONDS, Report
+from tests.node.rig import Rig, asynchronous
+
+
+def report_of(rig: Rig, *peers: SimpleNamespace) -> Report:
+    network: Any = SimpleNamespace(address="127.0.0.1:1", peers=lambda: list(peers), only_group=lambda: "")
+    failure: Any = SimpleNamespace(error=None)
+    return Report(rig.chain, rig.intake, network, None, failure, node_id=bytes(32), worker=None, needs_peers=True)
+
+
+@asynchronous
+async def test_a_claim_without_work_behind_it_makes_no_node_unready_for_long() -> None:
+    """A peer says that it stands at height 2⁶². While it is new that may be so; then its headers would have come."""
+    rig = Rig()
+    await rig.mine(3)
+    honest = SimpleNamespace(height=3, connected_s=1000.0)
+    fresh = SimpleNamespace(height=2**62, connected_s=1.0)
+    old = SimpleNamespace(height=2**62, connected_s=CLAIM_SECONDS + 1)
+    assert report_of(rig, honest).ready().ok
+    assert not report_of(rig, honest, fresh).ready().ok
+    assert report_of(rig, honest, old).ready().ok
