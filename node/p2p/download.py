@@ -31,6 +31,7 @@ from node.p2p.sync import HeaderSync
 logger = logging.getLogger("tilework.network")
 
 _EMPTY_BODY = Body()
+_MOST_DOUBLINGS = 6
 _EMPTY_ROOT = _EMPTY_BODY.root()
 
 
@@ -51,6 +52,10 @@ class BlockIntake(JoinIntake, Protocol):
 
 class _Refused(Exception):
     """The chain does not want this block; whoever stands for it has been told."""
+
+
+class _Slow(Unavailable):
+    """A block takes so long that another chain is tried first."""
 
 
 class Downloader:
@@ -74,6 +79,7 @@ class Downloader:
         self._joiner = Joiner(chain, intake, headers, self._holders, compute, limits)
         self._wake = asyncio.Event()
         self._withheld: dict[bytes, float] = {}
+        self._slow: dict[bytes, int] = {}
         self._forks: dict[tuple[bytes, bytes], int] = {}
 
     def wake(self) -> None:
@@ -163,14 +169,40 @@ class Downloader:
                         entry = steps.popleft()
                         ahead.append((entry, group.create_task(self._fetch(entry, target))))
                     current, task = ahead.popleft()
-                    body = await task
+                    body = await self._awaited(current, task)
                     if isinstance(body, Unavailable):
                         raise body
                     await self._execute(current, body, target)
         except* (Unavailable, _Refused) as failure:
             now = asyncio.get_running_loop().time()
-            self._withheld[current.id] = now + self._limits.unavailable_retry_s
+            pause = self._limits.unavailable_retry_s
+            if failure.subgroup(_Slow) is not None:
+                times = self._slow[current.id] = self._slow.pop(current.id, 0) + 1
+                if len(self._slow) > self._limits.max_known:
+                    del self._slow[next(iter(self._slow))]
+                pause = self._limits.slow_retry_s * 2 ** min(times - 1, _MOST_DOUBLINGS)
+            self._withheld[current.id] = now + pause
             logger.debug("blocks are held up", extra={"height": current.height, "why": str(failure.exceptions[0])})
+
+    async def _awaited(self, entry: HeaderEntry, task: asyncio.Task[Body | Unavailable]) -> Body | Unavailable:
+        """What the task fetches, however long that takes; `_Slow` if meanwhile there is another chain to follow.
+
+        A block that those who announced it hand over slowly, or one after another not at all, must not hold up others.
+        """
+        while True:
+            done, _ = await asyncio.wait([task], timeout=self._limits.block_patience_s)
+            if done:
+                return task.result()
+            if await self._compute.run(self._is_dispensable, entry):
+                raise _Slow("its data does not come")
+
+    def _is_dispensable(self, entry: HeaderEntry) -> bool:
+        """Whether a chain with more work than the tip's does without this block."""
+        others = {self._chain.best_header, *self._headers.tips.values()}
+        return any(
+            other.total_work > self._chain.tip.total_work and not other.invalid and entry not in self._steps(other)
+            for other in others
+        )
 
     async def _fetch(self, entry: HeaderEntry, target: HeaderEntry) -> Body | Unavailable:
         """The body of a block, once all tensors that the block obliges are here.

@@ -101,6 +101,10 @@ class PeerLimits:
     early_retry_s: float = 1.0
     unavailable_retry_s: float = 1.0
     """Pause before asking everybody again for what nobody had."""
+    block_patience_s: float = 3.0
+    """After so long a block that does not come is set aside, if another chain is there that does not need it."""
+    slow_retry_s: float = 15.0
+    """Pause before a block that was set aside is looked at again, doubled each time."""
 
     header_patience_s: float = 20.0
     """A node that catches up waits so long for headers that somebody claims to have and that do not come."""

@@ -538,6 +538,30 @@ async def test_a_heavier_chain_whose_data_nobody_gives_does_not_hold_up_the_othe
 
 
 @virtual
+async def test_a_block_that_ten_peers_announce_and_none_hands_over_holds_up_nobody() -> None:
+    """Each could use up its whole time-out, one after another; the honest chain is followed within seconds."""
+    net = Net()
+    a = net.add("a")
+    bad = [net.add(f"evil{number}", "a") for number in range(10)]
+    good = net.add("good", "a")
+    async with net:
+        await until(lambda: len(a.network.peers()) == 11)
+        builder = a.builder.fork()
+        block = builder.candidate([builder.transfer(ALICE, BOB, 1)], miner=BOB).block
+        for node in bad:
+            await serving_block(node, builder, block)
+            node.serve(GetBody, never)
+            tell(node, NewBlock(block.header))
+        await until(lambda: a.chain.best_header.id == block.id)
+        await good.mine(2)
+        await until(lambda: a.chain.tip.id == good.chain.tip.id, 10)
+        for _ in range(20):
+            await good.mine()
+            await until(lambda: a.chain.tip.id == good.chain.tip.id, 10)
+            await asyncio.sleep(2)
+
+
+@virtual
 async def test_a_parent_copy_that_is_another_block_expels() -> None:
     net = Net()
     a, b = net.add("a"), net.add("b", "a")
