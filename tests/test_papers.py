@@ -89,3 +89,10 @@ def test_examples_import_what_is_there(paper: Path) -> None:
             for node in ast.walk(ast.parse(code)):
                 if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PACKAGES:
                     assert all(_resolves(f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def test_each_attack_of_the_security_page_names_tests_that_are_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if f"def {name}(" not in sources] == []
