@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-from tests.wallet.network import Running, register_worker, running_node
 
 # A shared core can pause for longer than any single example takes, so time per example says nothing here.
 # The blob of a failing example gives it again on any machine (CONTRIBUTING.md).
 settings.register_profile("tilework", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("tilework")
 
+if TYPE_CHECKING:
+    from tests.wallet.network import Running
+
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A mining node whose worker is registered and dealt to; one a test module, since starting it takes seconds."""
+    from tests.wallet.network import register_worker, running_node  # the whole node: not for a run of a few tests
+
     with running_node(tmp_path_factory.mktemp("network") / "node") as node:
         asyncio.run(register_worker(node.url, min_price=5))
         yield node

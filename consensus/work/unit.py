@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from consensus.shape import MAX_DIMENSION, NOISED_BOUND, OPERAND_BOUND, TILE_SIDE, Shape
+from consensus.shape import MAX_DIMENSION, NOISED_BOUND, OPERAND_BOUND, TILE_SIDE, Shape, is_side
 
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
@@ -52,7 +52,7 @@ def check_seed(seed: bytes) -> None:
 
 def check_dimension(name: str, size: int) -> None:
     """Raise UnitError unless `size` is a multiple of 64 in [64, 4096]."""
-    if not TILE_SIDE <= size <= MAX_DIMENSION or size % TILE_SIDE:
+    if not is_side(size):
         raise UnitError(
             f"{name} = {size}: expected a multiple of {TILE_SIDE} from {TILE_SIDE} to {MAX_DIMENSION} (pad with zeros)"
         )

@@ -43,6 +43,9 @@ T = TypeVar("T")
 
 logger = logging.getLogger("tilework.chain")
 
+_DEEP_TOLD_SECONDS = 60.0
+"""Pause before the operator is told of another refused branch."""
+
 
 @dataclass(frozen=True)
 class ConnectedBlock:
@@ -103,6 +106,7 @@ class Chain:
         self._store = store
         self._retention = Retention(store, tensors)
         self._imported = imported
+        self._deep_told = -_DEEP_TOLD_SECONDS
         self._importing = threading.RLock()
         self._viewing = threading.RLock()
         self.archive = Archive(store, self._viewing)
@@ -350,8 +354,12 @@ class Chain:
         """Refuse, loudly, a branch that leaves the main chain deeper than a node rewrites by itself."""
         depth = self._depth(parent)
         if not self._may_undo(depth):
-            facts = {"block": parent.id.hex(), "depth": depth, "override": "--allow-deep-reorg"}
-            logger.error("deep reorganisation refused", extra=facts)
+            # Such a header costs its sender nothing, so its refusal may cost no more than a line now and then.
+            now = time.monotonic()
+            if now >= self._deep_told + _DEEP_TOLD_SECONDS:
+                self._deep_told = now
+                facts = {"block": parent.id.hex(), "depth": depth, "override": "--allow-deep-reorg"}
+                logger.error("deep reorganisation refused", extra=facts)
             raise ConsensusError(Reason.REORG_TOO_DEEP, f"{depth} blocks", f"at most {self.params.max_reorg}")
 
     def _may_undo(self, depth: int) -> bool:

@@ -275,6 +275,22 @@ def test_a_reorganisation_deeper_than_the_limit_needs_the_operator() -> None:
     assert chain.tip.id == side[-1].block.id
 
 
+def test_headers_below_the_limit_that_cost_no_work_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    builder = ChainBuilder(regtest(max_reorg=3))
+    root = builder.tip
+    builder.mine(count=4)
+    main = builder.tip
+    builder.tip = root
+    chain = open_chain(builder)
+    feed(chain, builder, main)
+    header = builder.candidate([builder.transfer(ALICE, BOB, 1)]).block.header
+    for number in range(100):
+        core = structs.replace(header.core, nonce=number.to_bytes(8, "little"))
+        with pytest.raises(ConsensusError, match="reorg-too-deep"):
+            chain.add_header(Header(core, header.proof))
+    assert [record.message for record in caplog.records].count("deep reorganisation refused") == 1
+
+
 def test_no_operator_undoes_what_has_no_undo_data() -> None:
     rules = regtest(max_reorg=3, retention=18)
     builder = ChainBuilder(rules)
