@@ -1,7 +1,8 @@
 """Transactions and Results: announced by id, fetched once, verified, and only then passed on.
 
-Every peer has a queue of ids that it announced. Its own worker takes them in their order (nonces come in order), so a
-peer that does not deliver holds up nobody: the id stands in the other announcers' queues as well.
+Every peer has a queue of ids that it announced. Its own worker takes them in their order (nonces come in order). While
+one peer is asked for an id, the workers of its other announcers wait, but for a moment only: a peer that does not
+deliver holds up nobody.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Gossip:
         self._recent: OrderedDict[bytes, tuple[Kind, Result | None]] = OrderedDict()
         self._refused: OrderedDict[bytes, None] = OrderedDict()
         self._queues: dict[Peer, _Announced] = {}
-        self._taking: dict[bytes, asyncio.Event] = {}
+        self._taking: dict[bytes, _Turn] = {}
 
     # ------------------------------------------------------------------ what the intake tells
 
@@ -159,7 +160,7 @@ class Gossip:
             await self._others_turn(item_id)
             if self._is_wanted(item_id) and item_id not in ids:
                 ids.append(item_id)
-        mine = asyncio.Event()
+        mine = _Turn(asyncio.get_running_loop().time() + self._limits.gossip_turn_s)
         self._taking.update(dict.fromkeys(ids, mine))
         try:
             while ids:
@@ -177,14 +178,18 @@ class Gossip:
         except ConsensusError as error:
             peer.penalise(Offence.GARBAGE, error)
         finally:
-            for item_id in [item_id for item_id, event in self._taking.items() if event is mine]:
+            for item_id in [item_id for item_id, turn in self._taking.items() if turn is mine]:
                 del self._taking[item_id]
-            mine.set()
+            mine.over.set()
 
     async def _others_turn(self, item_id: bytes) -> None:
-        """Wait while another peer's worker is at it."""
+        """Wait while another peer's worker is at it, until its turn has passed."""
         while (busy := self._taking.get(item_id)) is not None:
-            await busy.wait()
+            try:
+                async with asyncio.timeout_at(busy.until):
+                    await busy.over.wait()
+            except TimeoutError:
+                return  # asking once more costs less than waiting, and whoever comes first counts
 
     async def _take(self, peer: Peer, kind: Kind, data: bytes) -> bytes:
         """Decode and verify one item; its id. ConsensusError where it cannot be decoded."""
@@ -258,6 +263,14 @@ class Gossip:
 
     def _queue_of(self, peer: Peer) -> _Announced:
         return self._queues.setdefault(peer, _Announced())
+
+
+class _Turn:
+    """One peer's worker fetches some ids; the others let it alone until `until`, of the event loop's time."""
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.over = asyncio.Event()
 
 
 class _Announced:

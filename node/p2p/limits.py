@@ -116,6 +116,8 @@ class PeerLimits:
     """Pause before looking again for operands that a snapshot's open groups still lack."""
 
     gossip_interval_s: float = 0.05
+    gossip_turn_s: float = 2.0
+    """After so long an announced id that does not come is asked of its other announcers, too."""
     max_known: int = 4096
     """Ids per peer that it is known to know."""
     max_announced: int = 2048
