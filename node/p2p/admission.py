@@ -8,7 +8,6 @@ brought transactions or blocks lately, and those that have stood longer than hal
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 import random
 from collections import Counter, OrderedDict
@@ -17,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from node.p2p.limits import PeerLimits
 from node.p2p.messages import Leave
-from node.p2p.transport import Endpoint, host_group, ip_of
+from node.p2p.transport import Endpoint, host_group, household_of, is_local
 
 
 class Connected(Protocol):
@@ -78,11 +77,11 @@ class Admission(Generic[P]):
         """Why a connection from this host is not even greeted."""
         if self._closed:
             return Leave.STOPPING
-        household = _household(host)
+        household = household_of(host)
         if self.is_cooling(household):
             return Leave.COOLING_DOWN
-        same = sum(_household(peer.address.host) == household for peer in self._inbound())
-        if same >= self._limits.max_inbound_per_host and not _is_local(host):
+        same = sum(household_of(peer.address.host) == household for peer in self._inbound())
+        if same >= self._limits.max_inbound_per_host and not is_local(host):
             return Leave.FULL
         return None
 
@@ -121,8 +120,8 @@ class Admission(Generic[P]):
             return
         until = asyncio.get_running_loop().time() + self._limits.cool_down_s
         self._cooling[peer.key] = until
-        if not _is_local(peer.address.host):
-            self._cooling[_household(peer.address.host)] = until
+        if not is_local(peer.address.host):
+            self._cooling[household_of(peer.address.host)] = until
         while len(self._cooling) > self._limits.max_cooling:
             self._cooling.popitem(last=False)
 
@@ -135,7 +134,7 @@ class Admission(Generic[P]):
         groups, few peers, or local ones."""
         hosts = [peer.address.host for peer in self.present()]
         groups = {host_group(host) for host in hosts}
-        return groups.pop() if len(groups) == 1 and len(hosts) >= _MANY and not any(map(_is_local, hosts)) else ""
+        return groups.pop() if len(groups) == 1 and len(hosts) >= _MANY and not any(map(is_local, hosts)) else ""
 
     # ------------------------------------------------------------------ places
 
@@ -161,20 +160,3 @@ class Admission(Generic[P]):
         most = max((crowds[host_group(peer.address.host)] for peer in peers), default=0)
         crowd = [peer for peer in peers if crowds[host_group(peer.address.host)] == most]
         return sorted(crowd, key=lambda peer: peer.since)[len(crowd) // 2 :]
-
-
-def _household(host: str) -> str:
-    """Whoever has one IPv6 address has its whole /64; an IPv4 address, or a name, is one household."""
-    try:
-        ip = ip_of(host)
-    except ValueError:
-        return host
-    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
-
-
-def _is_local(host: str) -> bool:
-    """Loopback and private networks: many nodes may share the host."""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return False

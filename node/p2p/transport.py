@@ -73,6 +73,23 @@ def ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return ip.ipv4_mapped or ip if isinstance(ip, ipaddress.IPv6Address) else ip
 
 
+def household_of(host: str) -> str:
+    """Whoever has one IPv6 address has its whole /64; an IPv4 address, or a name, is one household."""
+    try:
+        ip = ip_of(host)
+    except ValueError:
+        return host
+    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
+
+
+def is_local(host: str) -> bool:
+    """Loopback and private networks: many nodes may share the host."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return False
+
+
 class ConnectionLost(Exception):
     """The connection cannot be made or has ended; the text says how."""
 

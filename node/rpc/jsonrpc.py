@@ -41,7 +41,8 @@ from api.errors import (
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 100
-MAX_BATCH_ANSWER_BYTES = 32 << 20
+MAX_BATCH_ANSWER_BYTES = 8 << 20
+"""After so much the rest of a batch is refused: it is some of the largest blocks, and answers wait in memory."""
 
 NULL = Raw(b"null")
 
@@ -179,6 +180,9 @@ def visit_names(raw: Raw, visit: Callable[[str], None]) -> None:
 Call = Callable[[str, Raw], Awaitable[bytes]]
 """Calls a method by name with its undecoded params (empty if absent); gives its result as JSON or raises `RpcError`."""
 
+Keep = Callable[[int], None]
+"""Told how many bytes each answer takes, before the next is made; may raise to end all of them."""
+
 Observe = Callable[[str, float, str], None]
 """Told of each call: method (or `NO_METHOD`), seconds, outcome (`OK` or the name of an error)."""
 
@@ -192,33 +196,34 @@ class Dispatcher:
         self._call_seconds = call_seconds
         self._observe = observe
 
-    async def respond(self, message: str | bytes, call: Call) -> bytes | None:
+    async def respond(self, message: str | bytes, call: Call, keep: Keep) -> bytes | None:
         """The answer to one message as JSON, or None where none is due (notifications).
 
-        A call past its time is cancelled. Work that a handler has handed to a thread runs on there.
+        A call past its time is cancelled. Work that a handler has handed to a thread runs on there. Raises what `keep`
+        raises, and nothing else.
         """
         deadline = asyncio.get_running_loop().time() + self._call_seconds
         try:
             document = _parse(message)
             if first_byte(document) != b"[":
-                return await self._respond_one(document, call, deadline)
+                return await self._respond_one(document, call, keep, deadline)
             batch = _parse_batch(document)
         except RpcError as error:
             self._observe(NO_METHOD, 0.0, error.kind.name)
             return error.response()
-        return await self._respond_all(batch, call, deadline)
+        return await self._respond_all(batch, call, keep, deadline)
 
-    async def _respond_all(self, batch: list[Raw], call: Call, deadline: float) -> bytes | None:
+    async def _respond_all(self, batch: list[Raw], call: Call, keep: Keep, deadline: float) -> bytes | None:
         answers: list[Raw] = []
         spare_bytes = MAX_BATCH_ANSWER_BYTES
         for element in batch:
-            answer = await self._respond_one(element, call if spare_bytes > 0 else _refuse_more, deadline)
+            answer = await self._respond_one(element, call if spare_bytes > 0 else _refuse_more, keep, deadline)
             if answer is not None:
                 answers.append(Raw(answer))
                 spare_bytes -= len(answer)
         return msgspec.json.encode(answers) if answers else None
 
-    async def _respond_one(self, raw: Raw, call: Call, deadline: float) -> bytes | None:
+    async def _respond_one(self, raw: Raw, call: Call, keep: Keep, deadline: float) -> bytes | None:
         try:
             request = _parse_request(raw)
         except RpcError as error:
@@ -233,7 +238,10 @@ class Dispatcher:
             outcome = error.kind.name
             answer = error.response(request.id)
         self._observe(method, clock() - begin, outcome)
-        return None if request.is_notification else answer
+        if request.is_notification:
+            return None
+        keep(len(answer))
+        return answer
 
 
 async def _run(request: _Request, call: Call, deadline: float) -> Raw:

@@ -5,9 +5,10 @@ three rules against web pages that a user happens to visit. The Host must be an 
 configured name: a page that rebinds its own domain name to 127.0.0.1 is refused. An Origin other than the server's
 own must be configured, for WebSockets as for posts. A post must be `application/json`, so that a browser asks first.
 
-Limits, each met before memory is spent: connections (one more is answered 503 and closed), bytes of a body or a
-message, requests of a batch, time of a call, calls in flight and subscriptions of one WebSocket, bytes of events that
-wait for a slow reader. A client beyond the last is disconnected rather than skipped: its stream never has holes.
+Limits, each met before memory is spent: connections (`node.rpc.places`: one more pushes out one at rest, or is answered
+503), bytes of a body or a message, of all that is held for clients (`node.rpc.room`), requests of a batch, time of a
+call, calls in flight and subscriptions of one WebSocket, bytes of events that wait for a slow reader. A client beyond
+the last is disconnected rather than skipped: its stream never has holes.
 
 A call made over a WebSocket is cancelled when the client leaves; one posted is carried out.
 """
@@ -23,13 +24,16 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
+from aiohttp.http import HttpProcessingError
 from msgspec import Meta, Raw, Struct
 from yarl import URL
 
 from api.errors import FORBIDDEN, INVALID_REQUEST, LIMIT, NOT_FOUND, TIMEOUT, UNAVAILABLE, ErrorKind
 from api.params import NoParams, Params
 from node.rpc.jsonrpc import Call, Dispatcher, Observe, RpcError
+from node.rpc.places import Connection, Places
 from node.rpc.registry import Info, Method, Table, openrpc
+from node.rpc.room import PushedOut, Room, Share
 from node.rpc.subscriptions import Feed, Hub
 
 logger = logging.getLogger(__name__)
@@ -38,6 +42,10 @@ N = TypeVar("N")
 
 _CLOSE_SECONDS = 1.0
 """How long a closing WebSocket may take over its last frames before the connection is cut."""
+_CHUNK_BYTES = 64 << 10
+"""An answer leaves in pieces, so that the connection's buffer holds no second copy of it."""
+
+_CONNECTION: web.RequestKey[Connection] = web.RequestKey("connection", Connection)
 
 
 class RpcConfig(Struct, frozen=True):
@@ -50,11 +58,17 @@ class RpcConfig(Struct, frozen=True):
     allowed_origins: frozenset[str] = frozenset()
     """Origins of foreign web pages that may call, exactly as a browser sends them: `https://explorer.example`."""
     body_bytes: int = 5 << 20
+    message_bytes: int = 512 << 10
+    """Of one WebSocket message: twice the largest transaction in hexadecimal. aiohttp keeps the parts of one that is on
+    its way, where nobody counts them."""
+    room_bytes: int = 64 << 20
+    """Of all bodies and messages that are here, and answers that clients have not taken yet."""
     connections: int = 256
+    connections_per_household: int = 64
     call_seconds: float = 10.0
     calls_in_flight: int = 16
     subscriptions: int = 32
-    queue_bytes: int = 4 << 20
+    queue_bytes: int = 1 << 20
     idle_seconds: float = 30.0
     """An idle HTTP connection is closed after it; a WebSocket is pinged as often, and closed if it stays silent."""
     shutdown_seconds: float = 2.0
@@ -142,14 +156,16 @@ class _Socket:
     def __init__(
         self,
         ws: web.WebSocketResponse,
-        transport: asyncio.Transport,
+        connection: Connection,
+        room: Room,
         feed: Feed,
         dispatcher: Dispatcher,
         call: Call,
         slots: int,
     ) -> None:
         self._ws = ws
-        self._transport = transport
+        self._connection = connection
+        self._room = room
         self._feed = feed
         self._dispatcher = dispatcher
         self._call = call
@@ -184,13 +200,15 @@ class _Socket:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._ws.close(code=code, message=message, drain=False)
         except TimeoutError:
-            self._transport.abort()
+            self._connection.cut()
 
     async def _answer(self, message: str) -> None:
         try:
-            answer = await self._dispatcher.respond(message, self._call)
-            if answer is not None:
-                await self._send(answer)
+            with suppress(PushedOut), self._room.share(self._connection) as share:
+                share.grow(len(message))
+                answer = await self._dispatcher.respond(message, self._call, share.grow)
+                if answer is not None:
+                    await self._send(answer)
         finally:
             self._slots.release()
 
@@ -211,26 +229,28 @@ _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 """A name or an address, an IPv6 one in brackets, and perhaps a port."""
 
 
-class _Door(asyncio.Protocol):
-    """Decides at the moment of connection, when the count is exact; then steps aside."""
+_quiet = logging.getLogger(f"{__name__}.http")
+"""What aiohttp has to say of requests."""
 
-    def __init__(self, server: web.Server, limit: int) -> None:
-        self._server = server
-        self._limit = limit
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        if len(self._server.connections) < self._limit:
-            protocol = self._server()
-            transport.set_protocol(protocol)
-            protocol.connection_made(transport)
-            return
-        body = RpcError(LIMIT, "Too many connections", fix="Close idle connections, or try again later.").response()
-        transport.write(
-            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-        )
-        transport.close()
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether the node is to blame: of what is no HTTP a stranger could fill the log with tracebacks."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError | ConnectionError)
+
+
+_quiet.addFilter(_is_ours)
+
+
+def _no_place() -> bytes:
+    """What somebody is sent who finds every place taken by calls and WebSockets."""
+    body = RpcError(LIMIT, "Too many connections", fix="Close idle connections, or try again later.").response()
+    head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def connection_of(request: web.Request) -> Connection:
+    """The connection that a request came over."""
+    return request[_CONNECTION]
 
 
 def _refusal(status: int, kind: ErrorKind, message: str, fix: str) -> web.Response:
@@ -272,9 +292,11 @@ class RpcServer(Generic[N]):
         self._probes = probes
         names = frozenset(method.name for method in every_method(table))
         self._dispatcher = Dispatcher(names, call_seconds=config.call_seconds, observe=observe)
+        self._places = Places(config.connections, config.connections_per_household, _no_place())
+        self._room = Room(config.room_bytes)
         self._document = Raw(msgspec.json.encode(openrpc(info, every_method(table), hub.topics)))
         self._sockets: set[_Socket] = set()
-        self._app = web.Application(client_max_size=config.body_bytes, middlewares=[self._gate])
+        self._app = web.Application(middlewares=[self._gate])
         self._app.add_routes(
             [
                 web.post("/", self._post),
@@ -298,7 +320,9 @@ class RpcServer(Generic[N]):
         runner = web.AppRunner(
             self._app,
             access_log=None,
+            logger=_quiet,
             auto_decompress=False,  # what a client sends is as large as it looks
+            lingering_time=_CLOSE_SECONDS,
             keepalive_timeout=self._config.idle_seconds,
             shutdown_timeout=self._config.shutdown_seconds,
         )
@@ -307,7 +331,7 @@ class RpcServer(Generic[N]):
             server = runner.server
             assert server is not None
             listener = await asyncio.get_running_loop().create_server(
-                lambda: _Door(server, self._config.connections), self._config.host, self._config.port
+                lambda: Connection(server(), self._places), self._config.host, self._config.port
             )
             try:
                 host, port = listener.sockets[0].getsockname()[:2]
@@ -332,6 +356,7 @@ class RpcServer(Generic[N]):
         if request.method == hdrs.METH_OPTIONS:
             return web.Response(status=204)
         try:
+            request[_CONNECTION] = self._places.of(request)
             return await handler(request)
         except RpcError as error:
             return web.Response(status=error.kind.status, body=error.response(), content_type="application/json")
@@ -339,6 +364,8 @@ class RpcServer(Generic[N]):
             kind = LIMIT if error.status == 413 else NOT_FOUND if error.status == 404 else INVALID_REQUEST
             fix = f"Send at most {self._config.body_bytes} bytes." if kind is LIMIT else "POST JSON-RPC to /."
             return _refusal(error.status, kind, error.reason, fix)
+        except (ConnectionError, web.RequestPayloadError):  # the client has left, was cut off, or broke its own chunks
+            return _refusal(400, INVALID_REQUEST, "The body broke off", "Send all of it.")
 
     def _is_own_host(self, request: web.Request) -> bool:
         # No reader of URLs: to one `evil.example@127.0.0.1` and `127.0.0.1#evil.example` are both 127.0.0.1.
@@ -378,25 +405,40 @@ class RpcServer(Generic[N]):
 
         return call
 
-    async def _post(self, request: web.Request) -> web.Response:
+    async def _post(self, request: web.Request) -> web.StreamResponse:
         if request.content_type != "application/json" or hdrs.CONTENT_ENCODING in request.headers:
             fix = "Send the header `Content-Type: application/json` and an uncompressed body."
             return _refusal(415, INVALID_REQUEST, "The body is not plain application/json", fix)
         if (request.content_length or 0) > self._config.body_bytes:
             raise web.HTTPRequestEntityTooLarge(self._config.body_bytes, request.content_length or 0)
-        try:
-            async with asyncio.timeout(self._config.call_seconds):
-                body = await request.read()
-        except TimeoutError:
-            return _refusal(408, TIMEOUT, "The body did not arrive in time", "Send it faster.")
-        answer = await self._dispatcher.respond(body, self._call(None))
-        if answer is None:
-            return web.Response(status=204)
-        return web.Response(body=answer, content_type="application/json")
+        connection = connection_of(request)
+        with self._room.share(connection) as share:
+            try:
+                async with asyncio.timeout(self._config.call_seconds):
+                    body = await self._body(request, share)
+            except TimeoutError:
+                return _refusal(408, TIMEOUT, "The body did not arrive in time", "Send it faster.")
+            with connection.busy():
+                answer = await self._dispatcher.respond(body, self._call(None), share.grow)
+                if answer is None:
+                    return web.Response(status=204)
+                if len(answer) <= _CHUNK_BYTES:
+                    return web.Response(body=answer, content_type="application/json")
+                return await _sent(request, answer)
+
+    async def _body(self, request: web.Request, share: Share) -> bytes:
+        """The whole body, as it comes. Raises `HTTPRequestEntityTooLarge`."""
+        body = bytearray()
+        async for chunk in request.content.iter_any():
+            share.grow(len(chunk))
+            body += chunk
+            if len(body) > self._config.body_bytes:
+                raise web.HTTPRequestEntityTooLarge(self._config.body_bytes, len(body))
+        return bytes(body)
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         ws = web.WebSocketResponse(
-            max_msg_size=self._config.body_bytes,
+            max_msg_size=self._config.message_bytes,
             compress=False,
             heartbeat=self._config.idle_seconds,
             timeout=_CLOSE_SECONDS,
@@ -405,20 +447,21 @@ class RpcServer(Generic[N]):
             return _refusal(
                 426, INVALID_REQUEST, "This is a WebSocket", "Connect with a WebSocket, or POST JSON-RPC to /."
             )
-        transport = request.transport
-        assert isinstance(transport, asyncio.Transport)
+        connection = connection_of(request)
         await ws.prepare(request)
         feed = Feed(self._config.subscriptions, self._config.queue_bytes)
-        socket = _Socket(ws, transport, feed, self._dispatcher, self._call(feed), self._config.calls_in_flight)
+        slots = self._config.calls_in_flight
+        socket = _Socket(ws, connection, self._room, feed, self._dispatcher, self._call(feed), slots)
         self._sockets.add(socket)
         self._hub.attach(feed)
         try:
-            await socket.run()
+            with connection.busy():
+                await socket.run()
         finally:
             self._hub.detach(feed)
             self._sockets.discard(socket)
             # A closed connection lives on until all is sent: one whose client does not read must not for long.
-            asyncio.get_running_loop().call_later(_CLOSE_SECONDS, transport.abort)
+            asyncio.get_running_loop().call_later(_CLOSE_SECONDS, connection.cut)
         return ws
 
     async def _close_sockets(self, _app: web.Application) -> None:
@@ -436,6 +479,19 @@ class RpcServer(Generic[N]):
     async def _metrics(self, _request: web.Request) -> web.Response:
         text = self._probes.metrics()
         return web.Response(body=text, headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4; charset=utf-8"})
+
+
+async def _sent(request: web.Request, answer: bytes) -> web.StreamResponse:
+    """An answer that the client has taken, but for what its connection still buffers."""
+    response = web.StreamResponse()
+    response.content_type = "application/json"
+    response.content_length = len(answer)
+    await response.prepare(request)
+    view = memoryview(answer)
+    for start in range(0, len(answer), _CHUNK_BYTES):
+        await response.write(view[start : start + _CHUNK_BYTES])
+    await response.write_eof()
+    return response
 
 
 def _status(status: Readiness) -> web.Response:

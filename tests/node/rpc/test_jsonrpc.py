@@ -84,7 +84,7 @@ def respond(
 ) -> Any:
     log: list[Observation] = [] if observed is None else observed
     dispatcher = Dispatcher(NAMES, call_seconds=call_seconds, observe=lambda *row: log.append(row))
-    answer = asyncio.run(dispatcher.respond(message, methods or Methods()))
+    answer = asyncio.run(dispatcher.respond(message, methods or Methods(), lambda _size: None))
     return None if answer is None else json.loads(answer)
 
 
@@ -278,7 +278,7 @@ def test_invalid_request_says_why_and_calls_nothing(message: str, request_id: ob
 def test_id_comes_back_digit_for_digit(request_id: str) -> None:
     message = f'{{"id": {request_id} , "jsonrpc": "2.0", "method": "get_data"}}'
     dispatcher = Dispatcher(NAMES, call_seconds=5, observe=lambda *_row: None)
-    answer = asyncio.run(dispatcher.respond(message, Methods()))
+    answer = asyncio.run(dispatcher.respond(message, Methods(), lambda _size: None))
     assert answer is not None
     assert f'"id":{request_id}' in answer.decode()
 

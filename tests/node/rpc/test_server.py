@@ -17,7 +17,9 @@ from yarl import URL
 
 from api.errors import INTERNAL_ERROR, NOT_FOUND
 from api.params import NoParams, Params
-from node.rpc.jsonrpc import RpcError
+from node.rpc import places
+from node.rpc.jsonrpc import MAX_BATCH_ANSWER_BYTES, RpcError
+from node.rpc.places import LEAST_BYTES, STALL_SECONDS
 from node.rpc.registry import Info, Table
 from node.rpc.server import Probes, Readiness, RpcConfig, RpcServer, every_method
 from node.rpc.subscriptions import Hub
@@ -74,6 +76,12 @@ async def node_wait(node: Node, params: Wait) -> str:
     finally:
         node.waiting -= 1
     return "done"
+
+
+@TABLE.method("node_tell")
+async def node_tell(_node: Node, params: Wait) -> str:
+    """A MiB for every second."""
+    return "x" * int(params.seconds * 2**20)
 
 
 @TABLE.method("node_break")
@@ -209,7 +217,15 @@ def test_discover_describes_the_servers_own_methods_too() -> None:
         async with running() as (_, browser):
             document = (await browser.call("rpc.discover"))["result"]
             names = [method["name"] for method in document["methods"]]
-            assert names == ["rpc.discover", "subscribe", "unsubscribe", "math_add", "node_wait", "node_break"]
+            assert names == [
+                "rpc.discover",
+                "subscribe",
+                "unsubscribe",
+                "math_add",
+                "node_wait",
+                "node_tell",
+                "node_break",
+            ]
             assert names == [method.name for method in every_method(TABLE)]
             assert [topic["name"] for topic in document["x-topics"]] == ["newHeads", "jobs"]
             assert all(method["description"] for method in document["methods"])
@@ -290,12 +306,15 @@ def test_body_limit() -> None:
 
 def test_default_limits_are_the_documented_ones() -> None:
     config = RpcConfig()
-    assert (config.host, config.body_bytes, config.connections, config.call_seconds) == (
+    assert (config.host, config.connections, config.connections_per_household, config.call_seconds) == (
         "127.0.0.1",
-        5 * 1024 * 1024,
         256,
+        64,
         10.0,
     )
+    assert (config.body_bytes, config.message_bytes, config.room_bytes) == (5 << 20, 512 << 10, 64 << 20)
+    assert (config.calls_in_flight, config.subscriptions, config.queue_bytes) == (16, 32, 1 << 20)
+    assert (LEAST_BYTES, STALL_SECONDS, MAX_BATCH_ANSWER_BYTES) == (64 << 10, 10.0, 8 << 20)
     assert not config.allowed_hosts
     assert not config.allowed_origins
 
@@ -469,21 +488,57 @@ def test_configured_origin_may_call_after_preflight() -> None:
 def test_connections_are_limited_and_freed() -> None:
     async def body() -> None:
         async with running(connections=3) as (_, browser):
-            ask = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-            held = [await asyncio.open_connection(browser.url.host, browser.url.port) for _ in range(3)]
-            for reader, writer in held:
-                writer.write(ask)
-                assert b" 200 " in await reader.readline()
-            refused = await raw_exchange(browser.url, ask)
+            held = [await browser.session.ws_connect(browser.url / "ws") for _ in range(3)]
+            refused = await raw_exchange(browser.url, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert refused.startswith(b"HTTP/1.1 503 ")
             head, _, text = refused.partition(b"\r\n\r\n")
             assert b"Content-Length: %d" % len(text) in head
             assert json.loads(text)["error"]["data"]["name"] == "LIMIT"
-            held[0][1].close()
-            await held[0][1].wait_closed()
+            await held[0].close()
             await asyncio.sleep(0.05)
             assert (await browser.post(request("math_add", 1, 1)))[0] == 200
-            for _, writer in held[1:]:
+
+    scenario(body)
+
+
+AT_REST = {
+    "silent": b"",
+    "half a request line": b"POST / HT",
+    "headers without end": b"POST / HTTP/1.1\r\nHost: localhost\r\nX: ",
+    "a body that never comes": b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 100\r\n\r\n{",
+    "served, and kept": b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", AT_REST)
+def test_connections_at_rest_keep_nobody_out(kind: str) -> None:
+    async def body() -> None:
+        async with running(connections=4) as (harness, browser), browser.session.ws_connect(browser.url / "ws") as ws:
+            held = [await asyncio.open_connection(browser.url.host, browser.url.port) for _ in range(20)]
+            for _, writer in held:
+                writer.write(AT_REST[kind])
+            await asyncio.sleep(0.05)
+            for _ in range(3):
+                begin = time.monotonic()
+                assert (await browser.call("math_add", 1, 1))["result"] == 2
+                assert time.monotonic() - begin < 1
+            assert len(harness.server._places) == 4
+            assert (await ask(ws, "math_add", 1, 1))["result"] == 2  # who is at work is not pushed out
+            for _, writer in held:
+                writer.close()
+
+    scenario(body)
+
+
+def test_a_call_under_way_is_not_pushed_out() -> None:
+    async def body() -> None:
+        async with running(connections=2) as (harness, browser):
+            call = asyncio.create_task(browser.call("node_wait", 0.3))
+            await harness.node.began.wait()
+            held = [await asyncio.open_connection(browser.url.host, browser.url.port) for _ in range(10)]
+            assert (await call)["result"] == "done"
+            for _, writer in held:
                 writer.close()
 
     scenario(body)
@@ -708,9 +763,7 @@ def test_slow_subscriber_is_cut_and_others_lose_nothing() -> None:
             for height in range(200):
                 harness.hub.publish(HEADS, Head(height, "x" * 100_000))
                 assert await good.receive_json() == event(number, "newHeads", height, "x" * 100_000)
-            # It keeps its connection, one of the two that there are, no longer than a closing frame may take.
-            assert (await raw_exchange(browser.url, b"")).startswith(b"HTTP/1.1 503 ")
-            await asyncio.sleep(1.2)
+            # It keeps its connection, one of the two that there are, from nobody.
             assert (await browser.call("math_add", 1, 1))["result"] == 2
             sock.close()
 
@@ -736,7 +789,7 @@ def test_burst_beyond_the_queue_ends_with_a_reason() -> None:
 
 def test_message_limit_and_kind() -> None:
     async def body() -> None:
-        async with running(body_bytes=1000) as (_, browser):
+        async with running(message_bytes=1000) as (_, browser):
             async with browser.session.ws_connect(browser.url / "ws") as ws:
                 await ws.send_str(" " * 2000)
                 assert (await ws.receive()).type is WSMsgType.CLOSE
@@ -761,6 +814,129 @@ def test_silent_websocket_is_closed() -> None:
             assert harness.hub
 
     scenario(body)
+
+
+# --- what is held for clients
+
+
+async def deaf_caller(url: URL, mebibytes: int) -> socket.socket:
+    """Posts a call with a large answer and reads none of it."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, (url.host, url.port))
+    text = request("node_tell", mebibytes).encode()
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    await loop.sock_sendall(sock, head % len(text) + text)
+    return sock
+
+
+def test_answers_that_nobody_takes_are_bounded_together_and_keep_nobody_from_theirs() -> None:
+    async def body() -> None:
+        async with running(room_bytes=16 << 20) as (harness, browser):
+            most = 0
+            deaf = []
+            for _ in range(12):
+                deaf.append(await deaf_caller(browser.url, 6))
+                await asyncio.sleep(0.02)
+                most = max(most, harness.server._room.total_bytes)
+                assert len((await browser.call("node_tell", 4))["result"]) == 4 << 20
+            assert 6 << 20 < most <= 16 << 20
+            assert len(harness.server._places) < 6
+            for sock in deaf:
+                sock.close()
+            await asyncio.sleep(0.1)
+            assert harness.server._room.total_bytes == 0
+
+    scenario(body)
+
+
+def test_a_websocket_that_takes_no_answers_is_cut_where_others_need_the_room() -> None:
+    async def body() -> None:
+        async with running(room_bytes=8 << 20) as (harness, browser):
+            deaf = await deaf_subscriber(browser.url)
+            text = request("node_tell", 3).encode()
+            frame = bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text
+            await asyncio.get_running_loop().sock_sendall(deaf, frame * 10)
+            await asyncio.sleep(0.1)
+            assert harness.server._room.total_bytes <= 8 << 20
+            assert len((await browser.call("node_tell", 7))["result"]) == 7 << 20
+            assert len(harness.server._places) == 1
+            deaf.close()
+
+    scenario(body)
+
+
+def test_a_client_that_takes_nothing_is_cut_and_a_steady_one_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "STALL_SECONDS", 0.2)
+
+    async def body() -> None:
+        async with running() as (harness, browser):
+            deaf = await deaf_caller(browser.url, 8)
+            reader, writer = await asyncio.open_connection(browser.url.host, browser.url.port, limit=1 << 16)
+            text = request("node_tell", 8).encode()
+            head = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            writer.write(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+            seen = 0
+            while chunk := await reader.read(1 << 18):
+                seen += len(chunk)
+                await asyncio.sleep(0.02)
+            assert seen > 8 << 20
+            assert len(harness.server._places) == 0
+            deaf.close()
+
+    scenario(body)
+
+
+def test_bodies_under_way_are_bounded_together() -> None:
+    async def body() -> None:
+        async with running(room_bytes=4 << 20, body_bytes=1 << 20) as (harness, browser):
+            head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            head += b"Content-Length: 900001\r\n\r\n"
+            held = [await asyncio.open_connection(browser.url.host, browser.url.port) for _ in range(12)]
+            for _, writer in held:
+                writer.write(head + b" " * 900_000)
+            await asyncio.sleep(0.2)
+            assert 2 << 20 < harness.server._room.total_bytes <= 4 << 20
+            fits = request("math_add", 1, 2)
+            assert (await browser.post(fits + " " * 900_000))[0] == 200
+            for _, writer in held:
+                writer.close()
+
+    scenario(body)
+
+
+NO_HTTP = {
+    "garbage": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n",
+    "a bad version": b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    "a bad header": b"GET / HTTP/1.1\r\nHost: localhost\r\nA B\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
+    "a length that is none": b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+    "a bad chunk": b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+    "a long line": b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a bad upgrade": b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: short\r\n\r\n",
+    "a body that breaks off": AT_REST["a body that never comes"],
+}
+
+
+@pytest.mark.parametrize("kind", NO_HTTP)
+def test_what_is_no_request_is_told_so_and_fills_no_log(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def body() -> None:
+        async with running() as (_, browser):
+            reader, writer = await asyncio.open_connection(browser.url.host, browser.url.port)
+            writer.write(NO_HTTP[kind])
+            writer.write_eof()
+            answer = await reader.read(4096)
+            assert not answer or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))
+            writer.close()
+            await asyncio.sleep(0.05)
+            assert (await browser.call("math_add", 1, 1))["result"] == 2
+
+    scenario(body)
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
 # --- shutdown
