@@ -6,7 +6,7 @@ sent as a signed Result like any other (the key stays with the outside miner), s
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -24,7 +24,8 @@ from node.mining.producer import Candidate, Producer
 from node.mining.turns import Turns
 from node.pool.intake import Intake
 
-MAX_OUTSTANDING = 256
+MAX_OUTSTANDING = 1024
+"""Units that are remembered: beyond, the miner that has most of them loses its oldest."""
 MAX_AGE_SPACINGS = 20
 """Intended block times after which an unanswered unit is forgotten."""
 
@@ -146,9 +147,12 @@ class WorkDesk:
         return change
 
     def _forget_old(self) -> None:
+        """Make room for one more. Units are in the order in which they were handed out."""
         oldest_ms = self._clock() - MAX_AGE_SPACINGS * self._intake.chain.params.spacing_ms
-        while self._outstanding:
-            first = next(iter(self._outstanding.values()))
-            if first.given_ms >= oldest_ms and len(self._outstanding) < MAX_OUTSTANDING:
-                break
+        while self._outstanding and next(iter(self._outstanding.values())).given_ms < oldest_ms:
             self._outstanding.popitem(last=False)
+        if len(self._outstanding) >= MAX_OUTSTANDING:
+            crowds = Counter(unit.candidate.core.miner for unit in self._outstanding.values())
+            largest = max(crowds, key=lambda miner: crowds[miner])
+            units = self._outstanding.items()
+            del self._outstanding[next(key for key, unit in units if unit.candidate.core.miner == largest)]

@@ -7,8 +7,9 @@ threads.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal, TypeVar
 
 import msgspec
@@ -22,17 +23,75 @@ from consensus.params import MAX_TENSOR_BYTES
 from consensus.tensor import COLUMNS, INT8, ROWS, Matrix, Tensor, TensorSpec, in_operand_range
 from node.rpc.context import Context, refusals
 from node.rpc.jsonrpc import RpcError
+from node.rpc.places import Connection
+from node.rpc.server import connection_of
 
 R = TypeVar("R", bound=web.StreamResponse)
 
 MAX_TRANSFERS = 8
 """Uploads and downloads at once: each may hold 32 MiB."""
+MAX_TRANSFERS_PER_HOUSEHOLD = 4
+"""The same for one address, unless it is local."""
+CHUNK_BYTES = 256 << 10
+"""An upload takes a place only when so much of it is here, and needs none if that is all."""
 STALL_SECONDS = 10.0
-"""A client that sends or takes nothing for so long is given up."""
+"""A client that moves less than a chunk in so long is given up."""
+HURRY_SECONDS = 1.0
+"""The same while others wait for a place: whoever drips keeps nobody out for longer."""
 TRANSFER_SECONDS = 120.0
 
-_CHUNK_BYTES = 1 << 18
 _SIDES: dict[str, Literal[0, 1]] = {"rows": ROWS, "columns": COLUMNS}
+
+
+class Transfers:
+    """The places of uploads and downloads, and how fast those who have one must be."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._taken: Counter[str] = Counter()  # by household
+        self._waiting = 0
+        self._deadlines: set[asyncio.Timeout] = set()
+
+    @asynccontextmanager
+    async def place(self, connection: Connection) -> AsyncIterator[None]:
+        """One of the places, once it is free."""
+        household = connection.household
+        self._waiting += 1
+        self._hurry()
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._is_free_for(connection))
+                self._taken[household] += 1
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._taken[household] -= 1
+            self._taken += Counter()  # forgets those that have none
+            async with self._changed:
+                self._changed.notify_all()
+
+    @asynccontextmanager
+    async def chunk(self) -> AsyncIterator[None]:
+        """The time in which who has a place moves a chunk. TimeoutError behind it."""
+        async with asyncio.timeout(HURRY_SECONDS if self._waiting else STALL_SECONDS) as deadline:
+            self._deadlines.add(deadline)
+            try:
+                yield
+            finally:
+                self._deadlines.discard(deadline)
+
+    def _is_free_for(self, connection: Connection) -> bool:
+        has_its_share = self._taken[connection.household] >= MAX_TRANSFERS_PER_HOUSEHOLD and not connection.is_local
+        return self._taken.total() < MAX_TRANSFERS and not has_its_share
+
+    def _hurry(self) -> None:
+        """Somebody waits: chunks that have begun end soon, too."""
+        soon = asyncio.get_running_loop().time() + HURRY_SECONDS
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(min(deadline.when() or soon, soon))
 
 
 class TensorRoutes:
@@ -40,7 +99,7 @@ class TensorRoutes:
 
     def __init__(self, node: Context) -> None:
         self._node = node
-        self._transfers = asyncio.Semaphore(MAX_TRANSFERS)
+        self._transfers = Transfers()
 
     @property
     def routes(self) -> list[web.AbstractRouteDef]:
@@ -61,8 +120,9 @@ class TensorRoutes:
         if (request.content_length or 0) > MAX_TENSOR_BYTES + npy.MAX_HEAD_BYTES:
             fix = f"Slice it: at most {MAX_TENSOR_BYTES} bytes of entries."
             raise RpcError(LIMIT, f"A body of {request.content_length} bytes is too large", fix=fix)
-        async with self._transfer():
-            matrix = await _receive(request.content)
+        async with _in_time(), AsyncExitStack() as stack:
+            matrix = await self._receive(request, stack)
+            stack.enter_context(connection_of(request).busy())
             tensor = await self._node.compute.run(_checked_tensor, matrix, side)
             with refusals():
                 await self._node.door.tensor(tensor)
@@ -79,7 +139,12 @@ class TensorRoutes:
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         commitment = _commitment(request)
-        async with self._transfer():
+        connection = connection_of(request)
+        with connection.busy():
+            return await self._download(request, connection, commitment)
+
+    async def _download(self, request: web.Request, connection: Connection, commitment: bytes) -> web.StreamResponse:
+        async with _in_time(), self._transfers.place(connection):
             tensor = await self._node.compute.run(self._node.chain.tensors.tensor, commitment)
             if tensor is None:
                 raise _not_here(commitment)
@@ -89,9 +154,9 @@ class TensorRoutes:
             await response.prepare(request)
             await response.write(head)
             data = tensor.matrix.data.cast("B")
-            for start in range(0, len(data), _CHUNK_BYTES):
-                async with asyncio.timeout(STALL_SECONDS):
-                    await response.write(data[start : start + _CHUNK_BYTES])
+            for start in range(0, len(data), CHUNK_BYTES):
+                async with self._transfers.chunk():
+                    await response.write(data[start : start + CHUNK_BYTES])
             await response.write_eof()
         return response
 
@@ -103,45 +168,47 @@ class TensorRoutes:
         length = len(_head_of(spec)) + spec.size
         return _described(spec, web.Response(headers={hdrs.CONTENT_LENGTH: str(length)}))
 
-    @asynccontextmanager
-    async def _transfer(self) -> AsyncIterator[None]:
-        """One of the few transfers at a time, and not for ever."""
+    async def _receive(self, request: web.Request, stack: AsyncExitStack) -> Matrix:
+        """The matrix in a `.npy` body, read-only; nothing is kept of one that is too long or too short.
+
+        A large one takes a place until `stack` is closed.
+        """
+        body = request.content
         try:
-            async with asyncio.timeout(TRANSFER_SECONDS), self._transfers:
-                yield
-        except TimeoutError:
-            raise RpcError(TIMEOUT, "The tensor's bytes came too slowly", fix="Try again, a few at a time.") from None
+            async with asyncio.timeout(STALL_SECONDS):
+                width = npy.length_bytes(bytes(await body.readexactly(npy.PREFIX_BYTES)))
+                length = npy.text_bytes(bytes(await body.readexactly(width)))
+                head = npy.parse_text(bytes(await body.readexactly(length)))
+                data = bytearray(await body.readexactly(min(head.size, CHUNK_BYTES)))
+            if len(data) < head.size:
+                await stack.enter_async_context(self._transfers.place(connection_of(request)))
+                await self._fill(data, body, head.size)
+        except npy.HeadError as error:
+            raise RpcError(LIMIT if error.too_large else INVALID_REQUEST, error.message, fix=error.fix) from None
+        except asyncio.IncompleteReadError as error:
+            why = f"The body ends {(error.expected or 0) - len(error.partial)} bytes early"
+            raise RpcError(INVALID_REQUEST, why, fix="Send the whole .npy file.") from None
+        if not body.at_eof() and await body.readany():
+            raise RpcError(INVALID_REQUEST, "There are bytes behind the array", fix="Send one .npy file and no more.")
+        matrix = np.frombuffer(data, head.dtype).reshape(head.rows, head.cols)
+        matrix.flags.writeable = False  # nobody else holds the buffer, so the tensor need not copy it
+        return matrix
+
+    async def _fill(self, data: bytearray, body: StreamReader, size: int) -> None:
+        """Up to `size` bytes as they come, so that memory grows with what was sent, not with what was promised."""
+        while len(data) < size:
+            async with self._transfers.chunk():
+                data += await body.readexactly(min(size - len(data), CHUNK_BYTES))
 
 
-async def _receive(body: StreamReader) -> Matrix:
-    """The matrix in a `.npy` body, read-only; nothing is kept of one that is too long or too short."""
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """A transfer that takes too long, in a place or before it, is ended."""
     try:
-        width = npy.length_bytes(bytes(await _exactly(body, npy.PREFIX_BYTES)))
-        length = npy.text_bytes(bytes(await _exactly(body, width)))
-        head = npy.parse_text(bytes(await _exactly(body, length)))
-        data = await _exactly(body, head.size)
-    except npy.HeadError as error:
-        raise RpcError(LIMIT if error.too_large else INVALID_REQUEST, error.message, fix=error.fix) from None
-    except asyncio.IncompleteReadError as error:
-        why = f"The body ends {(error.expected or 0) - len(error.partial)} bytes early"
-        raise RpcError(INVALID_REQUEST, why, fix="Send the whole .npy file.") from None
-    if not body.at_eof() and await body.readany():
-        raise RpcError(INVALID_REQUEST, "There are bytes behind the array", fix="Send one .npy file and no more.")
-    matrix = np.frombuffer(data, head.dtype).reshape(head.rows, head.cols)
-    matrix.flags.writeable = False  # nobody else holds the buffer, so the tensor need not copy it
-    return matrix
-
-
-async def _exactly(body: StreamReader, size: int) -> bytearray:
-    """`size` bytes as they come, so that memory grows with what was sent, not with what was promised."""
-    data = bytearray()
-    while len(data) < size:
-        async with asyncio.timeout(STALL_SECONDS):
-            chunk = await body.read(min(size - len(data), _CHUNK_BYTES))
-        if not chunk and body.at_eof():
-            raise asyncio.IncompleteReadError(b"", size - len(data))
-        data += chunk
-    return data
+        async with asyncio.timeout(TRANSFER_SECONDS):
+            yield
+    except TimeoutError:
+        raise RpcError(TIMEOUT, "The tensor's bytes came too slowly", fix="Try again, a few at a time.") from None
 
 
 def _checked_tensor(matrix: Matrix, side: Literal[0, 1]) -> Tensor:

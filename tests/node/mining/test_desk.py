@@ -187,3 +187,14 @@ async def test_its_memory_is_bounded_in_number_and_age() -> None:
     await declined("unknown-unit", desk, second.id, *work_idle(second))
     await declined("unknown-unit", desk, last.id, *work_idle(last))
     assert (await desk.submit(fresh.id, *work_idle(fresh))).tip_changed
+
+
+@asynchronous
+async def test_units_of_one_miner_push_out_its_own_and_nobody_elses() -> None:
+    rig = Rig()
+    desk = desk_of(rig)
+    honest = await desk.get_unit(MINER.address)
+    greedy = [await desk.get_unit(DAVE.address) for _ in range(MAX_OUTSTANDING + 10)]
+    assert len(desk._outstanding) == MAX_OUTSTANDING
+    await declined("unknown-unit", desk, greedy[10].id, *work_idle(greedy[10]))
+    assert (await desk.submit(honest.id, *work_idle(honest))).tip_changed

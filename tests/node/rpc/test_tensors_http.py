@@ -8,7 +8,8 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -24,7 +25,7 @@ from node.rpc.methods.table import TABLE
 from node.rpc.registry import Info
 from node.rpc.server import Probes, Readiness, RpcConfig, RpcServer
 from node.rpc.subscriptions import Hub
-from node.rpc.tensors import TensorRoutes
+from node.rpc.tensors import TensorRoutes, Transfers
 from tests.builders import operand
 from tests.node.rpc.world import World
 
@@ -209,11 +210,68 @@ def test_uploads_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "MAX_TRANSFERS", 1)
 
     async def body(site: Site) -> None:
-        matrices = [operand(256, 256, seed) for seed in range(6)]
+        matrices = [operand(1024, 512, seed) for seed in range(6)]
         answers = await asyncio.gather(*(site.put(npy(matrix)) for matrix in matrices))
         assert [status for status, _ in answers] == [201] * 6
 
     scenario(body)
+
+
+async def begun_upload(url: str, sent: bytes) -> asyncio.StreamWriter:
+    """An upload of 16 MiB of which a part has come."""
+    _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    head = f"PUT /tensors?side=rows HTTP/1.1\r\nHost: localhost\r\nContent-Length: {(16 << 20) + 128}\r\n\r\n"
+    writer.write(head.encode() + sent)
+    return writer
+
+
+@pytest.mark.parametrize("begun_bytes", [1000, tensors.CHUNK_BYTES + 1000])
+def test_dripping_uploads_keep_nobody_out(begun_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "HURRY_SECONDS", 0.3)
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            writer.write(b"\0")
+            await asyncio.sleep(0.05)
+
+    async def body(site: Site) -> None:
+        whole = npy(np.zeros((4096, 4096), np.int8))
+        writers = [await begun_upload(site.url, whole[:begun_bytes]) for _ in range(tensors.MAX_TRANSFERS + 4)]
+        drips = [asyncio.create_task(drip(writer)) for writer in writers]
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        assert (await site.put(npy(operand(64, 64))))[0] == 201
+        assert time.monotonic() - started < 0.2
+        assert (await site.put(npy(operand(1024, 1024))))[0] == 201
+        assert time.monotonic() - started < 2
+        for task, writer in zip(drips, writers, strict=True):
+            task.cancel()
+            writer.close()
+
+    scenario(body)
+
+
+def test_one_household_takes_half_of_the_places_unless_it_is_local() -> None:
+    async def body() -> None:
+        transfers = Transfers()
+        async with AsyncExitStack() as stack:
+            for _ in range(tensors.MAX_TRANSFERS_PER_HOUSEHOLD):
+                await stack.enter_async_context(transfers.place(client("192.0.2.1")))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05), transfers.place(client("192.0.2.1")):
+                    pass
+            for _ in range(tensors.MAX_TRANSFERS - tensors.MAX_TRANSFERS_PER_HOUSEHOLD):
+                await stack.enter_async_context(transfers.place(client("127.0.0.1", is_local=True)))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05), transfers.place(client("192.0.2.2")):
+                    pass
+        async with transfers.place(client("192.0.2.1")):
+            assert dict(transfers._taken) == {"192.0.2.1": 1}
+
+    def client(household: str, is_local: bool = False) -> Any:
+        return SimpleNamespace(household=household, is_local=is_local)
+
+    asyncio.run(body())
 
 
 def test_what_is_not_here_is_not_found() -> None:
