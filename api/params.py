@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from api.fields import AddressText, Hash
+from api.fields import AddressText, Count, Hash
 from consensus.params import MAX_TX_BYTES
 
 MAX_JOBS = 200
@@ -31,7 +31,7 @@ class WhichBlock(Params, frozen=True):
     """A block by id or by height; neither means the tip."""
 
     id: Annotated[Hash, Meta(description="Id of the block.")] | None = None
-    height: Annotated[int, Meta(ge=0, description="Height in the main chain. Without both: the tip.")] | None = None
+    height: Annotated[Count, Meta(description="Height in the main chain. Without both: the tip.")] | None = None
 
 
 # --- state_* ---------------------------------------------------------------------------------------------------------
@@ -65,9 +65,7 @@ class History(Params, frozen=True):
 
     address: Annotated[AddressText, Meta(description="Address of the account.")]
     limit: Annotated[int, Meta(ge=1, le=MAX_MOVEMENTS, description="At most this many movements.")] = 50
-    before: Annotated[int, Meta(ge=0, description="Only below this height: the last of the previous page.")] | None = (
-        None
-    )
+    before: Annotated[Count, Meta(description="Only below this height: the last of the previous page.")] | None = None
 
 
 # --- job_* -----------------------------------------------------------------------------------------------------------
@@ -124,8 +122,8 @@ class Submission(Params, frozen=True):
     """A winning tile."""
 
     id: Annotated[Hash, Meta(description="The unit's id, from `work_getUnit`.")]
-    i: Annotated[int, Meta(ge=0, description="Row of the winning tile.")]
-    j: Annotated[int, Meta(ge=0, description="Column of the winning tile.")]
+    i: Annotated[Count, Meta(description="Row of the winning tile.")]
+    j: Annotated[Count, Meta(description="Column of the winning tile.")]
     state: Annotated[
         str,
         Meta(pattern="^[0-9a-f]*$", min_length=128, max_length=128, description="The tile's 16 × u32, little-endian."),
