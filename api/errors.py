@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from api.fields import Count
+
 
 class ErrorKind(Struct, frozen=True):
     """One row of the table of errors: `status` is its HTTP status where an answer is not JSON-RPC (streams)."""
@@ -19,13 +21,16 @@ class ErrorData(Struct, frozen=True, omit_defaults=True):
     """`error.data`: what a program or a person needs in order to react.
 
     `name` is the kind's, `fix` says what to do, `reason` is the stable code of the broken rule where the chain refused
-    something, `incident` finds an internal error in the node's log.
+    something, `incident` finds an internal error in the node's log. Where a transaction's nonce was refused,
+    `account_nonce` is the first that no block has used, `next_nonce` the first that is not pending either.
     """
 
     name: str = "UNKNOWN"
     fix: str = ""
     reason: str | None = None
     incident: str | None = None
+    account_nonce: Count | None = None
+    next_nonce: Count | None = None
 
 
 class ErrorObject(Struct, frozen=True):

@@ -64,6 +64,20 @@ class PoolError(Refusal):
         super().__init__(code, message, fix)
 
 
+class NonceError(PoolError):
+    """A nonce that is used already, or too far ahead.
+
+    Attributes:
+        account_nonce: the first that no block has used.
+        next_nonce: the first that is neither used nor pending.
+    """
+
+    def __init__(self, code: PoolReason, message: str, fix: str, account_nonce: int, next_nonce: int) -> None:
+        super().__init__(code, message, fix)
+        self.account_nonce = account_nonce
+        self.next_nonce = next_nonce
+
+
 class TipView(Protocol):
     """What pools ask of the chain."""
 
@@ -134,10 +148,7 @@ class Mempool:
     def next_nonce(self, address: bytes) -> int:
         """The first nonce of an account that is neither used nor pending."""
         with self._lock:
-            nonce, pending = self._account(address).nonce, self._accounts.get(address, {})
-            while nonce in pending:
-                nonce += 1
-            return nonce
+            return self._next_nonce(address, self._account(address).nonce)
 
     def check(self, tx: Transaction, txid: bytes) -> bool:
         """Whether a transaction is new and, but for the pool's room, can be added; PoolError where it cannot."""
@@ -212,16 +223,9 @@ class Mempool:
 
     def _check(self, tx: Transaction, address: bytes, account: Account, base_fee: int, cost: int) -> None:
         body = tx.body
-        if body.nonce < account.nonce:
-            raise PoolError(
-                PoolReason.NONCE_TOO_LOW, f"nonce {body.nonce} was used already", f"use {account.nonce} or more"
-            )
-        if body.nonce >= account.nonce + MAX_PENDING_PER_ACCOUNT:
-            last = account.nonce + MAX_PENDING_PER_ACCOUNT - 1
-            message = f"nonce {body.nonce} is too far ahead of the account's next, {account.nonce}"
-            raise PoolError(
-                PoolReason.TOO_MANY_PENDING, message, f"use at most {last}, and wait for blocks to take the others"
-            )
+        too_far = body.nonce - account.nonce - MAX_PENDING_PER_ACCOUNT + 1
+        if body.nonce < account.nonce or too_far > 0:
+            raise _nonce_error(body.nonce, too_far, account.nonce, self._next_nonce(address, account.nonce))
         if body.max_base_fee < base_fee:
             message = f"the base fee is {base_fee} grains per gas, the transaction allows {body.max_base_fee}"
             raise PoolError(
@@ -256,6 +260,13 @@ class Mempool:
             )
         for other in dropped:
             self._remove(other)
+
+    def _next_nonce(self, address: bytes, nonce: int) -> int:
+        """The first that is not pending, from an account's own `nonce` on."""
+        pending = self._accounts.get(address, {})
+        while nonce in pending:
+            nonce += 1
+        return nonce
 
     # ------------------------------------------------------------------ upkeep
 
@@ -321,6 +332,19 @@ class Mempool:
 
     def _account(self, address: bytes) -> Account:
         return self._chain.read(lambda s: state.account(s, address))
+
+
+def _nonce_error(nonce: int, too_far: int, account_nonce: int, next_nonce: int) -> NonceError:
+    """What is wrong with a nonce; `too_far` is by how many it is ahead of what the pool keeps, if it is."""
+    if too_far <= 0:
+        code, message = PoolReason.NONCE_TOO_LOW, f"nonce {nonce} was used already"
+        fix = f"use {next_nonce}, or one from {account_nonce} on to replace what is pending"
+    else:
+        code = PoolReason.TOO_MANY_PENDING
+        message = f"nonce {nonce} is too far ahead of the account's next, {account_nonce}"
+        many = f"{too_far} of the account's transactions"
+        fix = f"wait until blocks have taken {many}; the first nonce that is free is {next_nonce}"
+    return NonceError(code, message, fix, account_nonce, next_nonce)
 
 
 def _check_replacement(new: Transaction, old: Transaction) -> None:

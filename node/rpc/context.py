@@ -23,7 +23,7 @@ from node.chain.headers import HeaderEntry
 from node.chain.tensors import TensorStore
 from node.compute import Compute
 from node.mining.desk import DeskError, WorkUnit
-from node.pool.mempool import Mempool, PoolError
+from node.pool.mempool import Mempool, NonceError, PoolError
 from node.pool.results import ResultPool
 from node.rpc.jsonrpc import RpcError
 
@@ -137,7 +137,9 @@ def refusals() -> Iterator[None]:
         fix = _FIXES.get(error.reason, "Correct it; the same bytes will be refused again.")
         raise RpcError(REJECTED, f"Rejected: {error}", fix=fix, reason=error.reason.value) from None
     except (PoolError, DeskError) as error:
-        raise RpcError(REJECTED, f"Rejected: {error.message}", fix=_sentence(error.fix), reason=error.code) from None
+        nonces = (error.account_nonce, error.next_nonce) if isinstance(error, NonceError) else (None, None)
+        message, fix = f"Rejected: {error.message}", _sentence(error.fix)
+        raise RpcError(REJECTED, message, fix=fix, reason=error.code, nonces=nonces) from None
     except MissingTensor as error:
         fix = "Upload it first: PUT /tensors."
         message = f"Tensor {error.commitment.hex()} is not here"

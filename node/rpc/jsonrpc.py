@@ -53,7 +53,8 @@ NO_METHOD = "(none)"
 class RpcError(Exception):
     """An error that the client sees. Without `message`, the kind's own; without `fix`, its documentation.
 
-    `reason` is the stable code of the broken rule where the chain refused something.
+    `reason` is the stable code of the broken rule where the chain refused something, `nonces` the account's and the
+    next that is free, where that is what was refused.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class RpcError(Exception):
         fix: str | None = None,
         reason: str | None = None,
         incident: str | None = None,
+        nonces: tuple[int | None, int | None] = (None, None),
     ) -> None:
         self.kind = kind
-        data = ErrorData(kind.name, fix or kind.doc, reason, incident)
+        data = ErrorData(kind.name, fix or kind.doc, reason, incident, *nonces)
         self.object = ErrorObject(kind.code, message or kind.message, data)
         super().__init__(self.object.message)
 

@@ -334,8 +334,10 @@ def markdown(document: OpenRpc) -> str:
     errors = [(f"`{kind.name}`", str(kind.code), kind.message, kind.doc) for kind in ERRORS]
     parts += [
         "## Errors",
-        "`error.data` holds `name`, `fix` (what to do), `reason` where a rule of the chain was broken, and `incident` "
-        "for an internal error. Any method may also give one of the first five, `LIMIT` and `TIMEOUT`.",
+        "`error.data` holds `name`, `fix` (what to do), `reason` where a rule of the chain was broken, `incident` for "
+        "an internal error, and where a transaction's nonce was refused `account_nonce`, the first that no block has "
+        "used, and `next_nonce`, the first that is not pending either. Any method may also give one of the first five, "
+        "`LIMIT` and `TIMEOUT`.",
         _table("name", "code", "message", "meaning", rows=errors),
     ]
     return "\n\n".join(parts) + "\n"

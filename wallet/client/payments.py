@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -22,8 +21,9 @@ from wallet.accounts.amounts import format_tile
 from wallet.accounts.keys import SigningKey
 from wallet.accounts.keystore import Account as StoredAccount
 from wallet.accounts.payment import PaymentRequest
+from wallet.client import purse
 from wallet.client.gateway import Gateway
-from wallet.client.purse import Purse, Sent
+from wallet.client.purse import Purse, Sent, Told
 from wallet.client.transactions import Rules, max_fee, sign
 from wallet.errors import ExitCode, WalletError
 
@@ -34,9 +34,6 @@ _WAIT_BLOCKS = 20
 _LEAST_WAIT_SECONDS = 60.0
 _POLL_SECONDS = 5.0
 _MAX_ACCOUNT_BYTES = 64
-
-Told = Callable[[str], None]
-"""Takes a line about how far a wait has come."""
 
 
 class Balance(Struct, frozen=True):
@@ -108,10 +105,13 @@ async def prepare_payment(
 async def deliver(
     url: str, payment: Payment, key: SigningKey, confirmations: int, timeout_seconds: float | None, tell: Told
 ) -> Settled:
-    """Send a payment and wait for `confirmations` blocks (0: do not wait). Raises `WalletError`, see `settle`."""
+    """Send a payment, behind what the account has pending, and wait for `confirmations` blocks (0: do not wait).
+
+    Raises `WalletError`, see `settle`.
+    """
     async with Gateway(url) as gateway:
         sent = Sent(payment.txid, sign(payment.network, key, payment.body))
-        await gateway.send(sent.transaction, sent.txid.hex())
+        await purse.deliver(gateway, payment.network, sent, tell)
         if not confirmations:
             return Settled(sent.txid.hex(), "sent", None, 0, None)
         return await settle(gateway, payment.network, sent, confirmations, timeout_seconds, tell)
@@ -132,7 +132,7 @@ async def settle(
             while True:
                 view = await gateway.transaction(txid)
                 if view is None:
-                    await gateway.send(sent.transaction, txid)
+                    await purse.deliver(gateway, network, sent, tell)
                 elif view.status == "confirmed":
                     _require_success(view)
                     if view.confirmations >= confirmations:

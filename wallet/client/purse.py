@@ -7,7 +7,8 @@ the same nonces, and the second would be refused.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from consensus.crypto import address_of
@@ -19,8 +20,13 @@ from wallet.client.rpc import NetworkError, RpcError
 from wallet.client.transactions import Rules, build, check_balance, choose_fees, max_fee, sign
 from wallet.errors import ExitCode, WalletError
 
-_POOL_PAUSE_SECONDS = 2.0
-_POOL_ATTEMPTS = 60
+_POOL_PAUSE_SECONDS = 5.0
+_POOL_PATIENCE_BLOCKS = 20
+"""How many intended block times an account may wait without a single block that takes one of its transactions."""
+_POOL_LEAST_PATIENCE_SECONDS = 60.0
+
+Told = Callable[[str], None]
+"""Takes a line about how far a wait has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class Purse:
         """Send in order. Raises `WalletError`, which names what was (or may have been) sent if not all were."""
         for count, one in enumerate(transactions):
             try:
-                await self._deliver(one)
+                await deliver(self.gateway, self.network, one)
             except WalletError as error:
                 known = [before.txid.hex() for before in transactions[:count]]
                 known += [f"maybe {one.txid.hex()}"] * isinstance(error, NetworkError)
@@ -79,17 +85,26 @@ class Purse:
         """Send again what a node has forgotten. Raises `RpcError` if it is refused now."""
         await self.gateway.send(sent.transaction, sent.txid.hex())
 
-    async def _deliver(self, sent: Sent) -> None:
-        """Send, and where the account has too many pending, wait for blocks to take some."""
-        for _ in range(_POOL_ATTEMPTS):
+
+async def deliver(gateway: Gateway, network: Rules, sent: Sent, tell: Told = lambda _line: None) -> None:
+    """Send, and where the account has too many pending before it, wait for blocks to take some, however many.
+
+    Raises `RpcError` if it is refused, `WalletError` (too-many-pending) if no block takes any for long.
+    """
+    patience = max(_POOL_LEAST_PATIENCE_SECONDS, _POOL_PATIENCE_BLOCKS * network.params.spacing_ms / 1000)
+    taken, since = -1, time.monotonic()
+    async with gateway.heads() as heads:
+        while True:
             try:
-                await self.gateway.send(sent.transaction, sent.txid.hex())
+                await gateway.send(sent.transaction, sent.txid.hex())
                 return
             except RpcError as error:
                 if error.reason != "too-many-pending":
                     raise
-            await asyncio.sleep(_POOL_PAUSE_SECONDS)
-        message = (
-            f"the account still has too many pending transactions after {_POOL_ATTEMPTS * _POOL_PAUSE_SECONDS:g} s"
-        )
-        raise WalletError("too-many-pending", message, "wait until blocks have taken them", ExitCode.TIMEOUT)
+                if error.account_nonce is not None and error.account_nonce > taken:
+                    taken, since = error.account_nonce, time.monotonic()
+                    tell(f"waiting for blocks to take earlier transactions: {error.fix}")
+            if time.monotonic() > since + patience:
+                message = f"no block has taken any of the account's pending transactions for {patience:g} s"
+                raise WalletError("too-many-pending", message, "see that somebody mines, then go on", ExitCode.TIMEOUT)
+            await heads.wait(_POOL_PAUSE_SECONDS)

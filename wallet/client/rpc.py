@@ -54,21 +54,31 @@ class RpcError(WalletError):
     """The node answered with an error.
 
     `code` is the chain's reason where there is one (`wrong-nonce`), else the error's name (`not-found`); `number` is
-    JSON-RPC's.
+    JSON-RPC's. `account_nonce`: where a nonce was refused, the first that no block has used.
     """
 
-    def __init__(self, number: int, name: str, message: str, fix: str, reason: str | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        message: str,
+        fix: str,
+        reason: str | None = None,
+        account_nonce: int | None = None,
+    ) -> None:
         code = reason or name.lower().replace("_", "-")
         super().__init__(code, message, fix, _EXIT_CODES.get(name, ExitCode.INTERNAL))
         self.number = number
         self.name = name
         self.reason = reason
+        self.account_nonce = account_nonce
 
     @classmethod
     def of(cls, error: ErrorObject) -> RpcError:
         """What a node answered."""
-        fix = error.data.fix or "The node did not say what to do."
-        return cls(error.code, error.data.name, error.message, fix, error.data.reason)
+        data = error.data
+        fix = data.fix or "The node did not say what to do."
+        return cls(error.code, data.name, error.message, fix, data.reason, data.account_nonce)
 
 
 class NetworkError(WalletError):

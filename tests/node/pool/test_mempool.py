@@ -18,7 +18,7 @@ from consensus.state import Account, Overlay, StateReader
 from consensus.transaction import Output, Payload, RegisterWorker, Transaction, Transfer, TxBody
 from consensus.transition import genesis_transition
 from node.chain.headers import HeaderEntry
-from node.pool.mempool import EXPIRY_BLOCKS, MAX_PENDING_PER_ACCOUNT, MAX_POOL_BYTES, Mempool, PoolError
+from node.pool.mempool import EXPIRY_BLOCKS, MAX_PENDING_PER_ACCOUNT, MAX_POOL_BYTES, Mempool, NonceError, PoolError
 from tests.builders import ALICE, BOB, CAROL, DAVE, FUNDS, KEYS, ChainBuilder, Key, operand, regtest
 from tests.fakes import Snapshot
 
@@ -108,6 +108,7 @@ def test_a_used_nonce_is_refused() -> None:
     world.set_account(ALICE, nonce=5)
     world.refuse("nonce-too-low", tx(ALICE, 4))
     world.add(tx(ALICE, 5))
+    assert "use 6, or one from 5 on" in world.refuse("nonce-too-low", tx(ALICE, 4)).fix
 
 
 def test_an_account_may_have_64_pending() -> None:
@@ -115,7 +116,10 @@ def test_an_account_may_have_64_pending() -> None:
     world.set_account(ALICE, nonce=10)
     world.add(*(tx(ALICE, 10 + i) for i in range(MAX_PENDING_PER_ACCOUNT)))
     error = world.refuse("too-many-pending", tx(ALICE, 10 + MAX_PENDING_PER_ACCOUNT))
-    assert "at most 73" in error.fix
+    assert "have taken 1 of" in error.fix
+    assert isinstance(error, NonceError)
+    assert (error.account_nonce, error.next_nonce) == (10, 74)
+    assert "have taken 7 of" in world.refuse("too-many-pending", tx(ALICE, 80)).fix
     world.add(tx(CAROL, 63))
     world.refuse("too-many-pending", tx(CAROL, 64))
 

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from consensus.codec import encode
+from node.pool.mempool import MAX_PENDING_PER_ACCOUNT
 from tests.builders import ALICE, BOB, CAROL, DAVE, MINER, operand
 from tests.node.rpc.world import World, small_job, with_workers
 
@@ -49,6 +50,12 @@ def test_refusals_carry_the_reason_and_what_to_do() -> None:
     world.mine([good])
     error = world.refused("tx_send", transaction=encode(good).hex())
     assert (error.kind.name, error.object.data.reason) == ("REJECTED", "nonce-too-low")
+    assert (error.object.data.account_nonce, error.object.data.next_nonce) == (1, 1)
+    world.call("tx_send", transaction=encode(world.builder.transfer(ALICE, BOB, 5)).hex())
+    early = world.builder.transfer(ALICE, BOB, 5, nonce=1 + MAX_PENDING_PER_ACCOUNT + 4)
+    data = world.refused("tx_send", transaction=encode(early).hex()).object.data
+    assert (data.reason, data.account_nonce, data.next_nonce) == ("too-many-pending", 1, 2)
+    assert "have taken 5 of" in data.fix
     poor = world.builder.transfer(MINER, BOB, 5)
     assert world.refused("tx_send", transaction=encode(poor).hex()).object.data.reason == "insufficient-balance"
 
