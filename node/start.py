@@ -11,7 +11,7 @@ from consensus.errors import Refusal
 from consensus.params import ChainParams
 from node import genesis
 from node.chain.chain import Chain
-from node.chain.store import LevelStore, StorageError, StoreInUse
+from node.chain.store import LevelStore, StorageError, StoreDamaged, StoreInUse
 from node.chain.tensors import TensorStore
 from node.config import Config
 from node.p2p.identity import Identity, IdentityError, load_or_create
@@ -22,6 +22,10 @@ from worker.key import WorkerKey, WorkerKeyError
 DESCRIPTORS = 1024
 """Open files and connections that a node must be allowed. Peers, strangers and dials take 144 at most and RPC 256;
 LevelDB takes a fifth of all; the rest is for tensors' files and for connections that are being turned away."""
+
+
+RESTORE = "restore the data directory from a copy, or remove its chain/ and tensors/ to synchronise anew"
+"""What to do about a damaged database; the keys beside it are not concerned."""
 
 
 class StartError(Refusal):
@@ -70,6 +74,8 @@ def open_chain(config: Config, clock: Callable[[], int], imported: Callable[[flo
     except StoreInUse:
         fix = "stop the node that uses it, or choose another --data-dir"
         raise StartError("data-dir-in-use", f"another node uses {config.directory}", fix) from None
+    except StoreDamaged as error:
+        raise StartError("storage", str(error), RESTORE) from None
     except StorageError as error:
         raise StartError("storage", str(error), "check the directory, its mode and the free space") from None
     try:

@@ -177,13 +177,15 @@ def _run(config: Config) -> int:
     """Start, serve, stop. SIGTERM before the loop runs ends the start, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(ExitCode.OK))
     from node import log, service  # with all that a node is made of
-    from node.chain.store import StorageError
+    from node.chain.store import StorageError, StoreDamaged
+    from node.start import RESTORE
 
     try:
         log.configure(config.log)
         return asyncio.run(_serve(service.Node(config)))
     except StorageError as error:
-        fix = "free space or repair the disk, then start the node again: what was committed is safe"
+        safe = "free space or repair the disk, then start the node again: what was committed is safe"
+        fix = RESTORE if isinstance(error, StoreDamaged) else safe
         raise CliError("storage", f"the node stopped: {error}", fix, ExitCode.INTERNAL) from None
 
 

@@ -20,7 +20,7 @@ from node.chain import schema
 from node.chain.patience import patiently
 from node.chain.schema import StorageError
 
-__all__ = ["LevelStore", "MemoryStore", "StorageError", "Store", "StoreInUse", "StoreState"]
+__all__ = ["LevelStore", "MemoryStore", "StorageError", "Store", "StoreDamaged", "StoreInUse", "StoreState"]
 
 T = TypeVar("T")
 
@@ -36,6 +36,10 @@ _UNBORN = frozenset({"LOCK", "LOG", "LOG.old", "MANIFEST-000001", "000001.dbtmp"
 
 class StoreInUse(StorageError):
     """Another process, or another handle of this one, has the directory open."""
+
+
+class StoreDamaged(StorageError):
+    """A file of the database is not what was written: no room and no permission brings it back."""
 
 
 class Store(Protocol):
@@ -68,7 +72,7 @@ class LevelStore:
             StorageError: it is damaged, holds something else or another format, or the disk refuses.
         """
         self._path = path
-        self._refusal: str | None = None
+        self._refusal: StorageError | None = None
         # Two locks, so that nobody reads behind somebody's fsync; LevelDB itself must not be closed while it is in use.
         self._reading = threading.Lock()
         self._writing = threading.Lock()
@@ -118,7 +122,7 @@ class LevelStore:
 
     def close(self) -> None:
         with self._writing, self._reading:
-            self._refusal = self._refusal or f"the database in {self._path} is closed"
+            self._refusal = self._refusal or StorageError(f"the database in {self._path} is closed")
             self._db.close()
 
     def _write(self, changes: Mapping[bytes, bytes | None]) -> None:
@@ -140,15 +144,16 @@ class LevelStore:
     def _attempt(self, operation: Callable[[], T]) -> T:
         """Run one operation of LevelDB; its first error is the handle's last answer."""
         if self._refusal is not None:
-            raise StorageError(self._refusal)
+            raise type(self._refusal)(*self._refusal.args)
         try:
             return operation()
         except (plyvel.Error, OSError) as error:
             self._fail(error)
 
     def _fail(self, error: Exception) -> NoReturn:
-        self._refusal = f"the database in {self._path} failed: {_reason(error)}"
-        raise StorageError(self._refusal) from error
+        kind = StoreDamaged if _is_damage(error) else StorageError
+        self._refusal = kind(f"the database in {self._path} failed: {_reason(error)}")
+        raise self._refusal from error
 
     def _check_format(self) -> None:
         expected = str(schema.FORMAT_VERSION).encode()
@@ -282,9 +287,14 @@ def _opening_error(path: Path, error: Exception) -> StorageError:
     reason = _reason(error)
     if reason.startswith("IO error: lock "):
         return StoreInUse(f"{path} is in use by another process: stop that node, or choose another data directory")
-    if isinstance(error, plyvel.CorruptionError):
-        return StorageError(f"the database in {path} is damaged ({reason}): restore it, or synchronise into a new one")
+    if _is_damage(error):
+        return StoreDamaged(f"the database in {path} is damaged ({reason}): restore it, or synchronise into a new one")
     return StorageError(f"the database in {path} cannot be opened: {reason}")
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether files are damaged. LevelDB maps its tables: of one that was cut short it reads behind the end."""
+    return isinstance(error, plyvel.CorruptionError) or _reason(error).endswith(".ldb: Invalid argument")
 
 
 def _reason(error: Exception) -> str:

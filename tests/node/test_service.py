@@ -24,7 +24,7 @@ from node.chain.chain import Chain
 from node.chain.store import StorageError
 from node.config import Config, Limits, Mining, P2p, Rpc
 from node.service import Node
-from node.start import StartError
+from node.start import RESTORE, StartError
 from tests.builders import ALICE, BOB, FUNDS
 from worker.key import WorkerKey
 
@@ -265,6 +265,20 @@ def test_what_cannot_be_started_says_why(tmp_path: Path, rules: Path) -> None:
     identity = tmp_path / "c" / "node.key"
     identity.chmod(0o644)
     assert refused(config).code == "key-unusable"
+
+
+def test_a_damaged_database_is_told_with_what_to_do_about_it(tmp_path: Path, rules: Path) -> None:
+    async def body() -> None:
+        config = config_of(tmp_path / "n", rules)
+        for _ in range(2):  # opening writes the log out as a table
+            async with Node(config).running():
+                pass
+        (table,) = (config.directory / "chain").glob("*.ldb")
+        table.write_bytes(table.read_bytes()[: table.stat().st_size // 2])
+        error = refused(config)
+        assert (error.code, error.fix) == ("storage", RESTORE)
+
+    scenario(body)
 
 
 def test_another_networks_directory_is_refused(tmp_path: Path, rules: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from consensus.state import Overlay
 from node.chain import schema
-from node.chain.store import LevelStore, MemoryStore, StorageError, Store, StoreInUse, StoreState
+from node.chain.store import LevelStore, MemoryStore, StorageError, Store, StoreDamaged, StoreInUse, StoreState
 
 PAIRS = {b"a": b"0", b"b": b"1", b"b\x00": b"2", b"b\xff": b"3", b"b\xff\xff": b"4", b"c": b"", b"\xff\xff": b"6"}
 
@@ -295,6 +295,15 @@ def test_a_damaged_table_is_refused_when_its_format_is_read(path: Path) -> None:
     flip_byte(table_of(path), 5)
     with pytest.raises(StorageError, match="checksum mismatch"):
         LevelStore(path)
+
+
+@pytest.mark.parametrize("left_percent", [0, 10, 99])
+def test_a_table_cut_short_is_told_as_damage_and_not_as_a_full_disk(path: Path, left_percent: int) -> None:
+    table = table_of(path)
+    data = table.read_bytes()
+    table.write_bytes(data[: len(data) * left_percent // 100])
+    with pytest.raises(StoreDamaged):
+        list(LevelStore(path).scan(b""))
 
 
 READS: list[Callable[[Store], object]] = [lambda store: store.get(b"aa"), lambda store: list(store.scan(b"a"))]
