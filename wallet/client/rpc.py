@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, BinaryIO, Generic, NoReturn, Self, TypeVar, overload
 
@@ -35,7 +35,12 @@ T = TypeVar("T")
 ParamsLike = Struct | Mapping[str, object] | Sequence[object]
 """Parameters by name (a struct or a mapping) or by position."""
 
-MAX_ANSWER_BYTES = 64 << 20
+MAX_ANSWER_BYTES = 32 << 20
+"""Three times the largest block in JSON. Of a larger answer no more than this and a little is ever held."""
+MAX_EVENT_BYTES = 1 << 20
+
+_CLOSE_SECONDS = 1.0
+"""Whatever is closed is gone after this, and whatever the node goes on sending."""
 
 _EXIT_CODES = {
     errors.METHOD_NOT_FOUND.name: ExitCode.USAGE,
@@ -188,7 +193,8 @@ class RpcClient:
         await self.close()
 
     async def close(self) -> None:
-        await self._session.close()
+        """Cut every connection; after a second at the latest."""
+        await _in_time(self._session.close())
 
     @overload
     async def call(self, method: str, params: ParamsLike | None = None, *, result: type[T]) -> T: ...
@@ -256,7 +262,10 @@ class RpcClient:
         request = self._request("subscribe", [topic])
         async with _within(url, self._timeout_seconds):
             ws = await self._session.ws_connect(
-                url, max_msg_size=MAX_ANSWER_BYTES, heartbeat=30.0, timeout=aiohttp.ClientWSTimeout(ws_close=1.0)
+                url,
+                max_msg_size=MAX_EVENT_BYTES,
+                heartbeat=30.0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
             )
         try:
             async with _within(url, self._timeout_seconds):
@@ -265,7 +274,7 @@ class RpcClient:
                 number = msgspec.json.decode(raw, type=int)
             yield Subscription(ws, url, number, event)
         finally:
-            await ws.close()
+            await _in_time(ws.close())  # aiohttp's own limit begins anew with every frame that comes
 
     def _request(self, method: str, params: ParamsLike | None) -> _Request:
         assert not isinstance(params, str | bytes), "parameters are a struct, a mapping or a sequence"
@@ -308,6 +317,13 @@ class Subscription(Generic[T]):
             if answer.params is None or answer.params.subscription != self._number:
                 _refuse_nonsense(self._url, "it is not an event of the subscription")
             return self._decoder.decode(answer.params.event)
+
+
+async def _in_time(closing: Awaitable[object]) -> None:
+    """Close, politely if that is quick; cancelled, aiohttp cuts the connection."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await closing
 
 
 async def _read_bounded(response: aiohttp.ClientResponse, url: URL, limit: int) -> bytes:
