@@ -68,6 +68,11 @@ class Report:
             return self.health()
         if self._network.address is None:
             return Readiness(False, "not listening for peers")
+        if split := self._chain.split:
+            depth = self._chain.tip.height - split.fork_height
+            other = f"a chain with more work, at height {split.height}, leaves this one {depth} blocks below its tip"
+            remedy = "see which of them the others follow; start with --allow-deep-reorg to follow that one"
+            return Readiness(False, f"{other}, deeper than a node undoes by itself: {remedy}")
         if behind := self.why_behind():
             return Readiness(False, behind)
         if self._miner is not None and not self.mining_now:

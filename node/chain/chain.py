@@ -34,6 +34,7 @@ from node.chain.opening import open_chain
 from node.chain.retention import Retention
 from node.chain.schema import Tip
 from node.chain.snapshot import Staging, stored_header
+from node.chain.split import Split
 from node.chain.store import StorageError, Store
 from node.chain.tensors import TensorStore
 from node.chain.tipstate import TipState
@@ -107,6 +108,7 @@ class Chain:
         self._retention = Retention(store, tensors)
         self._imported = imported
         self._deep_told = -_DEEP_TOLD_SECONDS
+        self._split: Split | None = None
         self._importing = threading.RLock()
         self._viewing = threading.RLock()
         self.archive = Archive(store, self._viewing)
@@ -217,6 +219,27 @@ class Chain:
         self._store.write(self._stored(entry, block))
         entry.has_body = True
         return self._advance(entry)
+
+    @property
+    def split(self) -> Split | None:
+        """A chain with more work that this node may not follow by itself, if one has been found."""
+        found = self._split
+        return found if found is not None and found.work > self._tip.total_work else None
+
+    def note_weighed(self, start: HeaderEntry, end: HeaderEntry) -> bool:
+        """Whether the chain from `start` to `end`, which was weighed, has more work than the tip: a split."""
+        if end.total_work <= self._tip.total_work:
+            return False
+        with self._importing:
+            fork = next(entry for entry in start.ancestors() if self._is_main(entry))
+            if self._may_undo(self._tip.height - fork.height):
+                return False
+            if self.split is None:
+                depth = self._tip.height - fork.height
+                facts = {"fork": fork.height, "depth": depth, "override": "--allow-deep-reorg"}
+                logger.error("a chain with more work is too deep to follow", extra=facts)
+            self._split = Split(fork.height, end.height, end.total_work)
+        return True
 
     def keep_tensor(self, commitment: bytes, blocks: int) -> None:
         """Keep a tensor that no block obliges yet for some `blocks`; a longer duty stays."""

@@ -97,7 +97,7 @@ class KnownHeaders:
 
     def add(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> HeaderEntry:
         """Check a new header against its parent and put it into the tree. Raises `ConsensusError`."""
-        self._check(header, parent, strips)
+        self._take(header, parent, strips)
         return self.tree.add(header, parent)
 
     def add_copy(self, entry: HeaderEntry, header: Header, strips: Strips | None) -> None:
@@ -106,17 +106,21 @@ class KnownHeaders:
             return
         if not entry.parent.copies:  # its only copy was false: nothing is left to check a child against
             raise ConsensusError(Reason.INVALID_PARENT, entry.parent.invalid)
-        self._check(header, entry.parent, strips)
+        self._take(header, entry.parent, strips)
         if not entry.copies:
             self.tree.readmit(entry)
         entry.copies[header.copy_id] = header.proof
         if entry.has_body or self._archive.id_at(entry.height) == entry.id:
             self._store.write({schema.header(entry.id): encode(stored_header(entry))})
 
-    def _check(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> None:
+    def check(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> None:
+        """Whether a header is a child of `parent`, with the work that it claims. Raises `ConsensusError`."""
         validation.check_header(self._params, header, parent.context(header.core.parent_ticket), self._clock())
         validation.check_answer(self._genesis_hash, header)
         validation.check_tile(header, strips or self.strips_at_hand(header))
+
+    def _take(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> None:
+        self.check(header, parent, strips)
         # Strips that came with a header are kept: where its block is never executed here, nothing else proves its work.
         if strips is not None and not isinstance(header.core.unit, Zero):
             self._store.write({schema.strips(header.id, header.ticket): encode(strips)})

@@ -96,6 +96,8 @@ class PeerLimits:
     """Packet headers whose strips are fetched ahead of their check."""
     header_retry_s: float = 5.0
     """Pause before a peer that claims more work than it has shown is asked again."""
+    weigh_s: float = 60.0
+    """Pause before a peer's chain that is too deep to be followed is weighed again, and the most that this takes."""
     max_early: int = 64
     """Headers kept aside because their time has not come."""
     early_retry_s: float = 1.0

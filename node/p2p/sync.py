@@ -8,6 +8,7 @@ is asked for from whoever sent it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from consensus.errors import ConsensusError, Reason
 from consensus.validation import Strips
 from node.chain.headers import HeaderEntry
 from node.chain.known import KnownHeaders
+from node.chain.split import Weighing
 from node.compute import Compute
 from node.p2p.fetch import Tensors, together
 from node.p2p.limits import MAX_LOCATOR, PeerLimits
@@ -40,6 +42,7 @@ class HeaderChain(Protocol):
     @property
     def known(self) -> KnownHeaders: ...
     def add_header(self, header: Header, strips: Strips | None = None) -> HeaderEntry: ...
+    def note_weighed(self, start: HeaderEntry, end: HeaderEntry) -> bool: ...
 
 
 class _Verdict(Enum):
@@ -48,6 +51,7 @@ class _Verdict(Enum):
     RETRY = auto()
     STOP = auto()
     ORPHAN = auto()
+    TOO_DEEP = auto()
 
 
 class _News:
@@ -56,6 +60,7 @@ class _News:
     def __init__(self) -> None:
         self.headers: deque[Header] = deque(maxlen=16)
         self.arrived = asyncio.Event()
+        self.weigh_at = 0.0  # of the event loop's time: not before
 
 
 class HeaderSync:
@@ -75,6 +80,7 @@ class HeaderSync:
         self._news: dict[Peer, _News] = {}
         # Inbound peers, whom anybody can be many of, wait among themselves.
         self._turns = {inbound: asyncio.Semaphore(limits.header_syncs) for inbound in (False, True)}
+        self._scales = asyncio.Lock()
         self._early: OrderedDict[bytes, tuple[Header, Peer]] = OrderedDict()
         self.tips: dict[Peer, HeaderEntry] = {}
         self.givers: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
@@ -136,7 +142,8 @@ class HeaderSync:
                 self._note_tip(peer, entry)
             if self._is_behind(peer):
                 async with self._turns[peer.inbound]:
-                    await self._synchronise(peer)
+                    refused = await self._synchronise(peer)
+                await self._weigh(peer, news, refused)
         except PeerStalled:
             peer.penalise(Offence.STALL, "headers")
         except Missing:
@@ -159,8 +166,11 @@ class HeaderSync:
             peer.status = Status(entry.height, entry.id, entry.total_work.to_bytes(32), peer.status.base)
             peer.brought_block_at = asyncio.get_running_loop().time()
 
-    async def _synchronise(self, peer: Peer) -> None:
-        """All headers that the peer has and we have not; afterwards its claim must have come true."""
+    async def _synchronise(self, peer: Peer) -> Sequence[Header]:
+        """All headers that the peer has and we have not; afterwards its claim must have come true.
+
+        Gives the headers of a chain that leaves ours too deep to be followed, if that is why it stopped.
+        """
         claimed, limit = peer.status.work, self._limits.max_headers
         locator = self._chain.known.locator()
         height = -1
@@ -169,22 +179,47 @@ class HeaderSync:
             headers = answer.headers
             if len(headers) > limit or any(child.core.parent != parent.id for parent, child in pairwise(headers)):
                 peer.penalise(Offence.INVALID, "headers that are no chain")
-                return
+                return ()
             if headers:
                 entry, verdict = await self._take(peer, headers)
                 if verdict is _Verdict.ORPHAN:
                     peer.penalise(Offence.INVALID, "headers that start nowhere")
+                if verdict is _Verdict.TOO_DEEP:
+                    return headers
                 if entry is None or verdict is not None:
-                    return
+                    return ()
                 if entry.height <= height:
                     peer.penalise(Offence.LIES, "the same headers again")
-                    return
+                    return ()
                 height = entry.height
             if len(headers) < limit:
                 break
             locator = [headers[-1].id, *self._chain.known.locator()]
         if claimed > self._chain.best_header.total_work:
             peer.penalise(Offence.LIES, f"work {claimed}, shown {self._chain.best_header.total_work}")
+        return ()
+
+    async def _weigh(self, peer: Peer, news: _News, headers: Sequence[Header]) -> None:
+        """Find out whether a chain that this node may not follow has more work: only its operator can mend that.
+
+        One chain at a time, and for nobody to blame: its headers are judged as if they had come too late.
+        """
+        loop = asyncio.get_running_loop()
+        start = self._chain.entry(headers[0].core.parent) if headers else None
+        if start is None or self._scales.locked() or loop.time() < news.weigh_at:
+            return
+        news.weigh_at = loop.time() + self._limits.weigh_s
+        weighing, limit = Weighing(self._chain.known, start), self._limits.max_headers
+        with contextlib.suppress(TimeoutError, ConsensusError):
+            async with self._scales, asyncio.timeout(self._limits.weigh_s):
+                while headers:
+                    batch = self._batch(headers)
+                    await self._compute.run(weighing.add, batch, await self._strips(peer, batch))
+                    if await self._compute.run(self._chain.note_weighed, start, weighing.last):
+                        return
+                    headers = headers[len(batch) :]
+                    if not headers:
+                        headers = (await peer.request(GetHeaders((weighing.last.id,), limit), Headers)).headers
 
     # ------------------------------------------------------------------ taking in
 
@@ -269,7 +304,7 @@ class HeaderSync:
                     self._early.popitem(last=False)
                 return _Verdict.STOP
             case Reason.REORG_TOO_DEEP:
-                return _Verdict.STOP
+                return _Verdict.TOO_DEEP
             case Reason.UNKNOWN_PARENT:
                 return _Verdict.ORPHAN
             case Reason.MISSING_STRIPS:

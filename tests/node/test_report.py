@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from node.chain.split import Split
 from node.report import CLAIM_SECONDS, Report
 from tests.node.rig import Rig, asynchronous
 
@@ -13,6 +14,20 @@ def report_of(rig: Rig, *peers: SimpleNamespace) -> Report:
     network: Any = SimpleNamespace(address="127.0.0.1:1", peers=lambda: list(peers), only_group=lambda: "")
     failure: Any = SimpleNamespace(error=None)
     return Report(rig.chain, rig.intake, network, None, failure, node_id=bytes(32), worker=None, needs_peers=True)
+
+
+@asynchronous
+async def test_a_chain_with_more_work_that_is_too_deep_to_follow_is_no_secret() -> None:
+    rig = Rig()
+    await rig.mine(3)
+    peer = SimpleNamespace(height=3, connected_s=1000.0)
+    rig.chain._split = Split(fork_height=1, height=7, work=rig.chain.tip.total_work + 1)
+    ready = report_of(rig, peer).ready()
+    assert not ready.ok
+    assert "at height 7, leaves this one 2 blocks below" in ready.reason
+    assert "--allow-deep-reorg" in ready.reason
+    await rig.mine(2)
+    assert report_of(rig, peer).ready().ok
 
 
 @asynchronous
