@@ -19,7 +19,8 @@ from node.start import software_version
 from worker.stats import MinerStats
 
 CLAIM_SECONDS = 30.0
-"""A new peer's word of its height is believed for so long: by then its headers have shown the work behind it."""
+"""While all peers are newer than this their word of their height is believed: nobody has had time to show work. Later
+it is the headers that tell, so that no stranger who comes again and again makes a node look unready."""
 
 
 class Report:
@@ -86,7 +87,8 @@ class Report:
         peers, tip = self._network.peers(), self._chain.tip
         if self._needs_peers and not peers:
             return "no peer is connected"
-        claimed = [peer.height for peer in peers if peer.connected_s < CLAIM_SECONDS]
+        all_are_new = all(peer.connected_s < CLAIM_SECONDS for peer in peers)
+        claimed = [peer.height for peer in peers] if all_are_new else []
         known = max([self._chain.best_header.height, *claimed])
         if is_syncing(self._chain) or known - tip.height > 2:
             return f"syncing: height {tip.height} of {known}"

@@ -32,12 +32,15 @@ async def test_a_chain_with_more_work_that_is_too_deep_to_follow_is_no_secret() 
 
 @asynchronous
 async def test_a_claim_without_work_behind_it_makes_no_node_unready_for_long() -> None:
-    """A peer says that it stands at height 2⁶². While it is new that may be so; then its headers would have come."""
+    """A peer says that it stands at height 2⁶². While all are new that may be so; then its headers would have come.
+    Whoever leaves and comes again says it in vain as long as one peer stays."""
     rig = Rig()
     await rig.mine(3)
     honest = SimpleNamespace(height=3, connected_s=1000.0)
+    new = SimpleNamespace(height=3, connected_s=2.0)
     fresh = SimpleNamespace(height=2**62, connected_s=1.0)
     old = SimpleNamespace(height=2**62, connected_s=CLAIM_SECONDS + 1)
     assert report_of(rig, honest).ready().ok
-    assert not report_of(rig, honest, fresh).ready().ok
-    assert report_of(rig, honest, old).ready().ok
+    assert not report_of(rig, new, fresh).ready().ok
+    assert report_of(rig, honest, fresh).ready().ok
+    assert report_of(rig, old).ready().ok
