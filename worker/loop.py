@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import threading
 import time
@@ -37,6 +38,11 @@ _JITTER = 0.5
 """Idle pauses vary by this part, so that miners do not fall into step."""
 _RECENT_UNITS = 8
 """Idle units by whose fastest a pause is measured: one that the machine held up must not hold up the next as well."""
+
+
+_MOST_STRETCH = 4
+"""Times the fastest idle unit of all by which a pause is measured at most: when a load of minutes ends, the pause that
+has begun under it must end, too."""
 
 
 class MiningLoop(Generic[U]):
@@ -76,6 +82,7 @@ class MiningLoop(Generic[U]):
         self._woken = asyncio.Event()
         self._stopping = threading.Event()
         self._recent: deque[float] = deque(maxlen=_RECENT_UNITS)  # seconds of idle units
+        self._fastest = math.inf  # of all of them
         self._idle_from = 0.0  # of the event loop's time: idle units rest until then
         self._products: dict[PacketUnit, bytes] = {}  # by commitment: the products themselves are the source's
         self._under_way: set[PacketUnit] = set()
@@ -149,7 +156,9 @@ class MiningLoop(Generic[U]):
         if self._idle_duty < 1:
             jitter = 1 + _JITTER * (2 * self._rng.random() - 1)
             self._recent.append(seconds)
-            pause = min(self._recent) * (1 / self._idle_duty - 1) * jitter
+            self._fastest = min(self._fastest, seconds)
+            usual = min(*self._recent, _MOST_STRETCH * self._fastest)
+            pause = usual * (1 / self._idle_duty - 1) * jitter
             self._idle_from = asyncio.get_running_loop().time() + pause
 
     def _may_idle(self) -> bool:
