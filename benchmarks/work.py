@@ -74,7 +74,6 @@ def _units(shape: tuple[int, int, int], target: float | None, rounds: int) -> li
 
 def _idle_unit() -> list[Row]:
     unit = median_time(lambda: work.evaluate_idle(SEED, IDLE), 100)
-    operands = median_time(lambda: work.idle_operands(SEED, IDLE), 100)
     return [
         Row(
             "idle unit of the networks, 256×2048×256",
@@ -82,7 +81,6 @@ def _idle_unit() -> list[Row]:
             "ms",
             note=f"{math.prod(IDLE) / unit / 1e9:.0f} GMAC/s",
         ),
-        Row("its operands, for a verifier", 1000 * operands, "ms"),
     ]
 
 

@@ -22,14 +22,14 @@ from consensus.codec import (
 )
 from consensus.params import PROTOCOL_VERSION, ChainParams
 from consensus.proofs import merkle
-from consensus.shape import TILE_SIDE, Shape
-from consensus.tensor import TensorSpec, left_spec, right_spec
+from consensus.shape import TILE_SIDE, OfShape
+from consensus.tensor import OfOperands
 from consensus.transaction import Result, ResultBody, Transaction
 
 MAX_HEADER_BYTES = 1024
 
 
-class Zero(Value, frozen=True, tag=0):
+class Zero(OfShape, Value, frozen=True, tag=0):
     """Zero operands of any shape that a packet may have: the unit of a miner for whom no job waits.
 
     Nobody needs its product, which follows from the noise. Whatever lottery a packet of zeros would buy, this has.
@@ -39,13 +39,8 @@ class Zero(Value, frozen=True, tag=0):
     k: U32
     n: U32
 
-    @property
-    def shape(self) -> Shape:
-        """The product's shape."""
-        return Shape(self.m, self.k, self.n)
 
-
-class PacketUnit(Value, frozen=True, tag=1):
+class PacketUnit(OfOperands, Value, frozen=True, tag=1):
     """A dealt packet, mined by its assignee, whose signed answer stands in the proof.
 
     Operand roots stand in the core, so that the work of a header can be checked alone.
@@ -58,23 +53,8 @@ class PacketUnit(Value, frozen=True, tag=1):
     k: U32
     n: U32
 
-    @property
-    def shape(self) -> Shape:
-        """The product's shape."""
-        return Shape(self.m, self.k, self.n)
 
-    @property
-    def left(self) -> TensorSpec:
-        """Spec of the left operand."""
-        return left_spec(self.m, self.k, self.a_root)
-
-    @property
-    def right(self) -> TensorSpec:
-        """Spec of the right operand."""
-        return right_spec(self.k, self.n, self.b_root)
-
-
-class PairUnit(Value, frozen=True, tag=2):
+class PairUnit(OfOperands, Value, frozen=True, tag=2):
     """Any two matrices: a miner's own work. Nothing is paid for it but the subsidy, and nobody needs its product."""
 
     a_root: Hash
@@ -82,21 +62,6 @@ class PairUnit(Value, frozen=True, tag=2):
     m: U32
     k: U32
     n: U32
-
-    @property
-    def shape(self) -> Shape:
-        """The product's shape."""
-        return Shape(self.m, self.k, self.n)
-
-    @property
-    def left(self) -> TensorSpec:
-        """Spec of the left operand."""
-        return left_spec(self.m, self.k, self.a_root)
-
-    @property
-    def right(self) -> TensorSpec:
-        """Spec of the right operand."""
-        return right_spec(self.k, self.n, self.b_root)
 
 
 Unit: TypeAlias = Zero | PacketUnit | PairUnit

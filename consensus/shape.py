@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 TILE_SIDE = 64
 """Side of a tile of the product, depth of a chunk of the inner side, and rank of the noise: a noise of lower rank would
@@ -60,3 +60,25 @@ class Shape(NamedTuple):
 def is_side(size: int) -> bool:
     """Whether a matrix that takes part in a unit can have a side of `size`: a multiple of 64 in 64…4096."""
     return TILE_SIDE <= size <= MAX_DIMENSION and size % TILE_SIDE == 0
+
+
+class Sided(Protocol):
+    """The three sides of a product: (m×k)·(k×n)."""
+
+    @property
+    def m(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def n(self) -> int: ...
+
+
+class OfShape:
+    """Mixin of records that hold the three sides."""
+
+    __slots__ = ()
+
+    @property
+    def shape(self: Sided) -> Shape:
+        """The product's shape."""
+        return Shape(self.m, self.k, self.n)

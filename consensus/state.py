@@ -16,8 +16,7 @@ from msgspec import Meta
 
 from consensus.codec import U16, U32, U63, Address, Amount, Hash, PublicKey, Value, encode
 from consensus.proofs import trie
-from consensus.shape import Shape
-from consensus.tensor import TensorSpec, left_spec, right_spec
+from consensus.tensor import OfOperands
 
 R = TypeVar("R", bound=Value)
 
@@ -128,7 +127,7 @@ class PacketStatus(IntEnum):
     WITHDRAWN = 3
 
 
-class Packet(Value, frozen=True):
+class Packet(OfOperands, Value, frozen=True):
     """One product to be made. `worker`, `slot` and `dealt_at` mean something only while it is held."""
 
     job: Hash
@@ -143,21 +142,6 @@ class Packet(Value, frozen=True):
     worker: Address = bytes(20)
     slot: U32 = 0
     dealt_at: U63 = 0
-
-    @property
-    def shape(self) -> Shape:
-        """Shape of the product."""
-        return Shape(self.m, self.k, self.n)
-
-    @property
-    def left(self) -> TensorSpec:
-        """Spec of the left operand."""
-        return left_spec(self.m, self.k, self.a_root)
-
-    @property
-    def right(self) -> TensorSpec:
-        """Spec of the right operand."""
-        return right_spec(self.k, self.n, self.b_root)
 
 
 class Group(Value, frozen=True):

@@ -6,7 +6,7 @@ prove its operands alone. The commitment covers dtype, side, shape and the numbe
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from consensus.codec import Hash, Value, encode
 from consensus.crypto import H
 from consensus.proofs import merkle
-from consensus.shape import OPERAND_BOUND, TILE_SIDE, is_side
+from consensus.shape import OPERAND_BOUND, TILE_SIDE, OfShape, Sided, is_side
 
 Matrix: TypeAlias = npt.NDArray[Any]
 """int8 or int32; which of them, the spec says."""
@@ -71,6 +71,31 @@ def right_spec(rows: int, cols: int, root: bytes) -> TensorSpec:
 def product_spec(rows: int, cols: int, root: bytes) -> TensorSpec:
     """Spec of a product C (int32, row strips)."""
     return TensorSpec(INT32, ROWS, rows, cols, rows // TILE_SIDE, root)
+
+
+class Rooted(Sided, Protocol):
+    """A product whose operands are committed to by the Merkle roots of their strips."""
+
+    @property
+    def a_root(self) -> bytes: ...
+    @property
+    def b_root(self) -> bytes: ...
+
+
+class OfOperands(OfShape):
+    """Mixin of records that hold the sides of a product and its operands' roots."""
+
+    __slots__ = ()
+
+    @property
+    def left(self: Rooted) -> TensorSpec:
+        """Spec of the left operand."""
+        return left_spec(self.m, self.k, self.a_root)
+
+    @property
+    def right(self: Rooted) -> TensorSpec:
+        """Spec of the right operand."""
+        return right_spec(self.k, self.n, self.b_root)
 
 
 class Tensor:

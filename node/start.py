@@ -23,7 +23,6 @@ DESCRIPTORS = 1024
 """Open files and connections that a node must be allowed. Peers, strangers and dials take 144 at most and RPC 256;
 LevelDB takes a fifth of all; the rest is for tensors' files and for connections that are being turned away."""
 
-
 RESTORE = "restore the data directory from a copy, or remove its chain/ and tensors/ to synchronise anew"
 """What to do about a damaged database; the keys beside it are not concerned."""
 

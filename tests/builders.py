@@ -96,6 +96,10 @@ class Key:
         body = ResultBody(packet, self.address, product)
         return Result(body, self.private.sign(body.signing_hash(genesis_hash)))
 
+    def answer(self, genesis_hash: bytes, packet: bytes, product: bytes) -> Answer:
+        """The same as it stands in a proof."""
+        return Answer(product, self.public, self.claim(genesis_hash, packet, product).signature)
+
 
 ALICE, BOB, CAROL = USERS = (Key("alice"), Key("bob"), Key("carol"))
 DAVE, ERIN, FRANK, GRACE, HEIDI = WORKERS = (Key("dave"), Key("erin"), Key("frank"), Key("grace"), Key("heidi"))
@@ -447,17 +451,15 @@ class ChainBuilder:
 
     def answer(self, packet_id: bytes, product: bytes | None = None, worker: Key | None = None) -> Answer:
         """The holder's answer as it stands in a proof; `product` and `worker` say otherwise."""
-        result = self.result(packet_id, worker, product)
-        return Answer(result.body.product, KEYS[result.body.worker].public, result.signature)
+        body = self.result(packet_id, worker, product).body
+        return KEYS[body.worker].answer(self.genesis_hash, packet_id, body.product)
 
     def _answer(self, core: HeaderCore, packet: bytes | None, miner: Key) -> Answer | None:
         """What belongs beside the core: the miner's answer, a made-up one where `core` alone names a packet."""
         if not isinstance(core.unit, PacketUnit):
             return None
         product = bytes(32) if packet is None else self.product(packet).commitment
-        author = KEYS.get(core.miner, miner)
-        claim = author.claim(self.genesis_hash, core.unit.packet_id, product)
-        return Answer(product, author.public, claim.signature)
+        return KEYS.get(core.miner, miner).answer(self.genesis_hash, core.unit.packet_id, product)
 
     def seal(self, core: HeaderCore, packet: bytes | None = None, miner: Key = MINER) -> tuple[Header, Strips | None]:
         """Search nonces for a winning tile, and keep a packet's product."""

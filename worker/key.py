@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from consensus import crypto
-from consensus.block import Answer
+from consensus.block import Answer, PacketUnit, Unit
 from consensus.errors import Refusal
+from consensus.tensor import Tensor
 from consensus.transaction import Result, ResultBody, Transaction, TxBody
 from worker.files import OpenToOthers, create_private, read_private
 
@@ -129,6 +130,12 @@ class WorkerKey:
     def answer(self, packet_id: bytes, product: bytes, genesis_hash: bytes) -> Answer:
         """The same claim in short, as it stands beside a header whose unit is the packet."""
         return Answer(product, self.public_key, self.result(packet_id, product, genesis_hash).signature)
+
+    def answer_of(self, unit: Unit, product: Tensor | None, genesis_hash: bytes) -> Answer | None:
+        """What stands beside the header of a unit that won; None where nobody needs its product."""
+        if not isinstance(unit, PacketUnit) or product is None:
+            return None
+        return self.answer(unit.packet_id, product.commitment, genesis_hash)
 
     def transaction(self, body: TxBody, genesis_hash: bytes) -> Transaction:
         """Sign a transaction of the worker's own account: a registration, a payment of what it earned."""

@@ -38,8 +38,6 @@ _JITTER = 0.5
 """Idle pauses vary by this part, so that miners do not fall into step."""
 _RECENT_UNITS = 8
 """Idle units by whose fastest a pause is measured: one that the machine held up must not hold up the next as well."""
-
-
 _MOST_STRETCH = 4
 """Times the fastest idle unit of all by which a pause is measured at most: when a load of minutes ends, the pause that
 has begun under it must end, too."""

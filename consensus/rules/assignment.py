@@ -6,8 +6,7 @@ packets and no owner its workers.
 
 from __future__ import annotations
 
-import itertools
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -83,7 +82,7 @@ def _turns(execution: Execution) -> list[bytes]:
     """
     state, prefix, most = execution.state, QUEUE.key(), execution.params.max_examined
     head = dict(islice(state.scan(prefix), most - most // 2))
-    behind = itertools.chain(state.scan(prefix, execution.dealt_through), state.scan(prefix))
+    behind = chain(state.scan(prefix, execution.dealt_through), state.scan(prefix))
     others = ((key, data) for key, data in behind if key not in head)
     seen: dict[bytes, bytes] = {}
     for key, data in islice(others, most // 2):

@@ -3,7 +3,6 @@
 from consensus.work.engine import (
     evaluate,
     evaluate_idle,
-    idle_operands,
     multiply,
     noised,
     strip_state,
@@ -18,7 +17,6 @@ __all__ = [
     "UnitError",
     "evaluate",
     "evaluate_idle",
-    "idle_operands",
     "multiply",
     "noised",
     "strip_state",

@@ -54,14 +54,6 @@ def noised(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
     return _implementation().noised(seed, a, b)
 
 
-def idle_operands(seed: bytes, shape: Shape) -> tuple[Int8, Int8]:
-    """The noised operands of an idle unit, whose own are zero: (m, k), (k, n) int8 in [−64, 64]. Raises UnitError."""
-    check_seed(seed)
-    check_shape(shape)
-    m, k, n = shape
-    return _implementation().noised(seed, np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
-
-
 def evaluate(seed: bytes, a: Int8, b: Int8, threads: int = 1, interrupted: Interrupted = None) -> Evaluation:
     """Evaluate a packet: its true product A·B, and the states that its tickets are made of.
 

@@ -231,14 +231,14 @@ class Chain:
         if end.total_work <= self._tip.total_work:
             return False
         with self._importing:
-            fork = next(entry for entry in start.ancestors() if self._is_main(entry))
-            if self._may_undo(self._tip.height - fork.height):
+            depth = self._depth(start)
+            if self._may_undo(depth):
                 return False
+            fork_height = self._tip.height - depth
             if self.split is None:
-                depth = self._tip.height - fork.height
-                facts = {"fork": fork.height, "depth": depth, "override": "--allow-deep-reorg"}
+                facts = {"fork": fork_height, "depth": depth, "override": "--allow-deep-reorg"}
                 logger.error("a chain with more work is too deep to follow", extra=facts)
-            self._split = Split(fork.height, end.height, end.total_work)
+            self._split = Split(fork_height, end.height, end.total_work)
         return True
 
     def keep_tensor(self, commitment: bytes, blocks: int) -> None:

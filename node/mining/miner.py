@@ -69,9 +69,7 @@ class LocalUnits:
 
     async def submit(self, unit: Candidate, win: Win) -> bool:
         """See `UnitSource`."""
-        answer = None
-        if isinstance(unit.core.unit, PacketUnit) and win.product is not None:
-            answer = self._key.answer(unit.core.unit.packet_id, win.product.commitment, self._chain.genesis_hash)
+        answer = self._key.answer_of(unit.core.unit, win.product, self._chain.genesis_hash)
         block = self._producer.seal(unit, win.i, win.j, win.state, answer)
         try:
             with _losses():

@@ -39,7 +39,6 @@ class Candidate:
     Attributes:
         tip: the block that it stands on.
         id, seed: of the header core.
-        shape: of the unit's product.
     """
 
     tip: HeaderEntry
@@ -47,7 +46,11 @@ class Candidate:
     body: Body
     id: bytes
     seed: bytes
-    shape: Shape
+
+    @property
+    def shape(self) -> Shape:
+        """Of the unit's product."""
+        return self.core.unit.shape
 
 
 class Held(NamedTuple):
@@ -104,8 +107,7 @@ class Producer:
             packet = self._chain.read(lambda state: PACKETS.get(state, unit.packet_id))
             if packet is None or packet.status != PacketStatus.HELD or packet.worker != miner:
                 raise ConsensusError(Reason.NOT_ASSIGNEE, miner, "the packet's assignee")
-        shape = unit.shape
-        assembly = self._current(shape.product_bytes if isinstance(unit, PacketUnit) else 0)
+        assembly = self._current(unit.shape.product_bytes if isinstance(unit, PacketUnit) else 0)
         body, body_root = assembly.body, assembly.body_root
         if isinstance(unit, PacketUnit):
             others = tuple(r for r in body.results if r.body.packet_id != unit.packet_id)
@@ -128,7 +130,7 @@ class Producer:
             unit=unit,
             nonce=self._rng.randbytes(8),
         )
-        return Candidate(assembly.tip, core, body, core.id, core.seed, shape)
+        return Candidate(assembly.tip, core, body, core.id, core.seed)
 
     def seal(self, candidate: Candidate, i: int, j: int, state: UInt32, answer: Answer | None = None) -> Block:
         """The block: tile (i, j) won with its `state` (16 uint32); a packet unit comes with its worker's `answer`."""

@@ -174,15 +174,17 @@ class Downloader:
                         raise body
                     await self._execute(current, body, target)
         except* (Unavailable, _Refused) as failure:
-            now = asyncio.get_running_loop().time()
-            pause = self._limits.unavailable_retry_s
-            if failure.subgroup(_Slow) is not None:
-                times = self._slow[current.id] = self._slow.pop(current.id, 0) + 1
-                if len(self._slow) > self._limits.max_known:
-                    del self._slow[next(iter(self._slow))]
-                pause = self._limits.slow_retry_s * 2 ** min(times - 1, _MOST_DOUBLINGS)
-            self._withheld[current.id] = now + pause
+            slow = failure.subgroup(_Slow) is not None
+            pause = self._slow_pause(current) if slow else self._limits.unavailable_retry_s
+            self._withheld[current.id] = asyncio.get_running_loop().time() + pause
             logger.debug("blocks are held up", extra={"height": current.height, "why": str(failure.exceptions[0])})
+
+    def _slow_pause(self, entry: HeaderEntry) -> float:
+        """Seconds for which a block that does not come is set aside: twice as long each time."""
+        times = self._slow[entry.id] = self._slow.pop(entry.id, 0) + 1
+        if len(self._slow) > self._limits.max_known:
+            del self._slow[next(iter(self._slow))]
+        return self._limits.slow_retry_s * 2.0 ** min(times - 1, _MOST_DOUBLINGS)
 
     async def _awaited(self, entry: HeaderEntry, task: asyncio.Task[Body | Unavailable]) -> Body | Unavailable:
         """What the task fetches, however long that takes; `_Slow` if meanwhile there is another chain to follow.
@@ -211,27 +213,31 @@ class Downloader:
         """
         try:
             body = await self._body(entry, target)
-            for _ in range(MAX_COPIES):
-                header = self._header(entry)
-                missing = await self._compute.run(self._chain.missing_tensors, Block(header, body))
-                own = None if header.result is None else header.result.body.product
-                try:
-                    await self._tensors((c for c in missing if c != own), entry, target, self._owed(entry))
-                    if own in missing:
-                        await self._tensors([own], entry, target, self._owed(entry, header))
-                except Unavailable:
-                    # Its miner may have signed another product besides: one that can be had.
-                    if own not in missing:
-                        raise
-                    if len(entry.copies) == 1:
-                        await self._another_copy(entry, target)
-                    entry.set_back(header.copy_id)
-                    self._blame_giver(header, Offence.WITHHOLDS, "a product")
-                else:
-                    return body
-            raise Unavailable("no copy of it can be completed")
+            await self._complete(entry, body, target)
         except Unavailable as error:
             return error
+        return body
+
+    async def _complete(self, entry: HeaderEntry, body: Body, target: HeaderEntry) -> None:
+        """Fetch what a block obliges, in one of its copies. Unavailable if none can be completed."""
+        for _ in range(MAX_COPIES):
+            header = self._header(entry)
+            missing = await self._compute.run(self._chain.missing_tensors, Block(header, body))
+            own = None if header.result is None else header.result.body.product
+            try:
+                await self._tensors((c for c in missing if c != own), entry, target, self._owed(entry))
+                if own in missing:
+                    await self._tensors([own], entry, target, self._owed(entry, header))
+                return
+            except Unavailable:
+                # Its miner may have signed another product besides: one that can be had.
+                if own not in missing:
+                    raise
+            if len(entry.copies) == 1:
+                await self._another_copy(entry, target)
+            entry.set_back(header.copy_id)
+            self._blame_giver(header, Offence.WITHHOLDS, "a product")
+        raise Unavailable("no copy of it can be completed")
 
     async def _body(self, entry: HeaderEntry, target: HeaderEntry) -> Body:
         if entry.core.body_root == _EMPTY_ROOT:

@@ -157,7 +157,7 @@ class HeaderCopy(Value, frozen=True):
 
 
 class GetStrips(Value, frozen=True):
-    """The strips under the winning tile of a packet header's copy."""
+    """The strips under the winning tile of a header's copy."""
 
     id: Hash
     ticket: Hash

@@ -92,7 +92,7 @@ def test_anybody_can_buy_the_work_and_it_wins_the_block() -> None:
 
 def test_noise_rank_is_that_of_the_tile_side_in_every_chunk() -> None:
     """With a lower rank, a miner of zero matrices would multiply thin factors instead."""
-    a2, b2 = work.idle_operands(bytes(range(32)), Shape(128, 1024, 128))
+    a2, b2 = work.noised(bytes(range(32)), np.zeros((128, 1024), np.int8), np.zeros((1024, 128), np.int8))
     for c in range(0, 1024, 64):
         for block in (a2[:64, c : c + 64], a2[64:, c : c + 64], b2[c : c + 64, :64], b2[c : c + 64, 64:]):
             assert np.linalg.matrix_rank(block.astype(np.float64)) == 64
@@ -100,7 +100,7 @@ def test_noise_rank_is_that_of_the_tile_side_in_every_chunk() -> None:
 
 def test_noise_of_different_chunks_is_differently_permuted() -> None:
     """All chunks share one uniform block; were they equal, one product would serve them all."""
-    a2, _ = work.idle_operands(bytes(32), Shape(64, 512, 64))
+    a2, _ = work.noised(bytes(32), np.zeros((64, 512), np.int8), np.zeros((512, 64), np.int8))
     chunks = {a2[:, c : c + 64].tobytes() for c in range(0, 512, 64)}
     assert len(chunks) == 8
 

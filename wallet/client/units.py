@@ -48,7 +48,11 @@ class RemoteUnit:
 
     core: HeaderCore
     seed: bytes
-    shape: Shape
+
+    @property
+    def shape(self) -> Shape:
+        """Of the unit's product."""
+        return self.core.unit.shape
 
 
 class RemoteUnits:
@@ -73,7 +77,7 @@ class RemoteUnits:
         core = self._checked_core(offer)
         if not isinstance(core.unit, PacketUnit) and not idle:
             return None
-        return RemoteUnit(core, core.seed, core.unit.shape)
+        return RemoteUnit(core, core.seed)
 
     def _checked_core(self, offer: UnitOffer) -> HeaderCore:
         """The header core to work on: it must reward us, and be what it is called."""
@@ -113,11 +117,9 @@ class RemoteUnits:
     async def submit(self, unit: RemoteUnit, win: Win) -> bool:
         """See `UnitSource`."""
         state = win.state.astype("<u4").tobytes().hex()
-        answer = None
-        if isinstance(unit.core.unit, PacketUnit) and win.product is not None:
-            signed = self._key.answer(unit.core.unit.packet_id, win.product.commitment, self._network.genesis_hash)
-            answer = encode(signed).hex()
-        params = Submission(unit.core.id.hex(), win.i, win.j, state, answer)
+        answer = self._key.answer_of(unit.core.unit, win.product, self._network.genesis_hash)
+        signed = None if answer is None else encode(answer).hex()
+        params = Submission(unit.core.id.hex(), win.i, win.j, state, signed)
         try:
             if win.product is not None:
                 await self._gateway.upload(win.product)

@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from consensus import events, state
-from consensus.block import Answer, Block, Header
+from consensus.block import Block, Header
 from consensus.codec import encode
 from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
 from consensus.params import TILE
@@ -172,12 +172,18 @@ def packet_chain(idle: Shape = ONE_TILE) -> tuple[ChainBuilder, Block]:
     return builder, Block(lie, node.block.body)
 
 
+def chain_below(builder: ChainBuilder, blocks: int = 1) -> Chain:
+    """A chain that stands so many blocks below the builder's tip."""
+    chain = open_chain(builder)
+    for node in lineage(builder.tip)[:-blocks]:
+        chain.add_block(node.block)
+    return chain
+
+
 def test_a_false_product_counts_against_the_copy_and_not_the_id() -> None:
     """Its miner alone could sign it. The true copy, which has the same ticket, is taken all the same."""
     builder, lie = packet_chain()
-    chain = open_chain(builder)
-    for node in lineage(builder.tip)[:-1]:
-        chain.add_block(node.block)
+    chain = chain_below(builder)
     with pytest.raises(BadProof):
         chain.add_block(lie)
     assert chain.tip.height == builder.tip.height - 1
@@ -187,9 +193,7 @@ def test_a_false_product_counts_against_the_copy_and_not_the_id() -> None:
 def test_both_copies_wait_and_the_one_that_can_be_completed_is_taken() -> None:
     """No header of a stranger can strand a node: all proofs are known by all of their bytes, not by their ticket."""
     builder, lie = packet_chain()
-    chain = open_chain(builder)
-    for node in lineage(builder.tip)[:-1]:
-        chain.add_block(node.block)
+    chain = chain_below(builder)
     chain.tensors.remove(lie.header.result.body.product)  # type: ignore[union-attr]  # it has one
     entry = chain.add_header(lie.header)
     chain.add_header(builder.tip.header)
@@ -204,14 +208,12 @@ def test_both_copies_wait_and_the_one_that_can_be_completed_is_taken() -> None:
 
 def test_a_miner_who_signs_much_fills_nothing() -> None:
     builder, lie = packet_chain()
-    chain = open_chain(builder)
-    for node in lineage(builder.tip)[:-1]:
-        chain.add_block(node.block)
+    chain = chain_below(builder)
     proof = lie.header.proof
     assert proof is not None
     for number in range(MAX_COPIES + 3):
-        claim = DAVE.claim(builder.genesis_hash, lie.header.core.unit.packet_id, bytes([number]) * 32)  # type: ignore[union-attr]
-        answer = Answer(claim.body.product, DAVE.public, claim.signature)
+        packet = lie.header.core.unit.packet_id  # type: ignore[union-attr]  # it has one
+        answer = DAVE.answer(builder.genesis_hash, packet, bytes([number]) * 32)
         entry = chain.add_header(Header(lie.header.core, structs.replace(proof, answer=answer)))
     assert len(entry.copies) == MAX_COPIES
 
@@ -566,9 +568,7 @@ def two_tiles() -> tuple[ChainBuilder, Chain, Header, Header]:
     """A parent whose one known copy is false, and its child's other copy. The chain knows the child, too."""
     builder, lie = packet_chain(idle=Shape(128, 4096, 128))
     parent, child = builder.tip, builder.mine()
-    chain = open_chain(builder)
-    for node in lineage(builder.tip)[:-2]:
-        chain.add_block(node.block)
+    chain = chain_below(builder, 2)
     chain.add_header(lie.header)
     chain.add_header(child.header)
     with pytest.raises(BadProof):
