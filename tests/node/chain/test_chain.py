@@ -206,6 +206,27 @@ def test_both_copies_wait_and_the_one_that_can_be_completed_is_taken() -> None:
     assert chain.add_block(builder.tip.block).tip_changed
 
 
+def test_nobody_but_its_miner_makes_another_copy_of_a_header() -> None:
+    """Seen: a stranger put another product beside somebody's work, and whoever saw that copy first waited for ever."""
+    builder, lie = packet_chain()
+    chain = chain_below(builder)
+    true, told = builder.tip.header.proof, lie.header.proof
+    assert true is not None
+    assert true.answer is not None
+    assert told is not None
+    packet = lie.header.core.unit.packet_id  # type: ignore[union-attr]  # it has one
+    forgeries = [
+        (structs.replace(true.answer, product=bytes(32)), Reason.BAD_SIGNATURE),
+        (BOB.answer(builder.genesis_hash, packet, bytes(32)), Reason.WRONG_ANSWER),
+    ]
+    for answer, reason in forgeries:
+        with pytest.raises(BadProof) as caught:
+            chain.add_header(Header(lie.header.core, structs.replace(told, answer=answer)))
+        assert caught.value.reason is reason
+    assert chain.entry(lie.id) is None
+    assert chain.add_block(builder.tip.block).tip_changed
+
+
 def test_a_miner_who_signs_much_fills_nothing() -> None:
     builder, lie = packet_chain()
     chain = chain_below(builder)
