@@ -128,6 +128,8 @@ class BlockView(Struct, frozen=True):
 class ChainInfo(Struct, frozen=True):
     """The network, its tip, and the rules that clients need. `state_root` is that of the state after the tip.
 
+    `tick` is the clock of windows and expiries: a block counts if its time is at least a quarter of `spacing_ms` after
+    the last one that counted. `window` and `max_life` are in ticks.
     `snapshot_height` is where the node joined from a snapshot: it has no blocks at or below it. 0: it has them all.
     """
 
@@ -143,12 +145,13 @@ class ChainInfo(Struct, frozen=True):
     best_header_height: Count
     snapshot_height: Count
     state_root: Hash
+    tick: Count
     syncing: bool
     spacing_ms: Count
     maturity: Count
     window: Count
     max_life: Count
-    slot_bond: Count
+    min_reserve: Count
     min_price: Count
     min_fee: Count
     retention: Count
@@ -206,6 +209,7 @@ class GasView(Struct, frozen=True):
     byte: Count
     output: Count
     worker: Count
+    place: Count
     packet: Count
     tensor_byte: Count
 

@@ -38,7 +38,7 @@ class ParamsView(Struct, frozen=True):
     max_life: Count
     retention: Count
     max_reorg: Count
-    slot_bond: Count
+    min_reserve: Count
     allocations: tuple[AllocationView, ...]
     initial_subsidy: Count
     halving_interval: Count
@@ -48,11 +48,12 @@ class ParamsView(Struct, frozen=True):
     base_fee_change_denominator: Count
     min_price: Count
     min_fee: Count
-    score_unit: Count
-    score_cap: Count
     registration_delay: Count
     deal_lag: Count
     max_examined: Count
+    max_tries: Count
+    max_missed: Count
+    max_seated: Count
     max_closed: Count
 
     @classmethod

@@ -19,7 +19,8 @@ JobEventName: TypeAlias = Literal[
 
 
 class JobView(Struct, frozen=True):
-    """A job. `escrow` is what its group still holds; `paid` and `burned` are totals of its packets' fees.
+    """A job. `expiry` is a tick, `opened_at`, `completed_at` and `closed_at` are heights. `escrow` is what its group
+    still holds; `paid` and `burned` are totals of its packets' fees.
 
     Status: `complete` has all it needs and waits for packets still held; `closed` was complete; `expired` was not.
     """
@@ -47,7 +48,10 @@ class JobView(Struct, frozen=True):
 
 
 class PacketView(Struct, frozen=True):
-    """A packet of a job: an m×k matrix times a k×n one. `won` says that its product won a block."""
+    """A packet of a job: an m×k matrix times a k×n one. Who holds it may answer through tick `deadline`.
+
+    `won` says that its product won a block.
+    """
 
     packet_id: Hash
     index: Count
@@ -85,25 +89,39 @@ class Explanation(Struct, frozen=True):
 # --- workers -------------------------------------------------------------------------------------------------------
 
 
-class WorkerView(Struct, frozen=True):
-    """A worker's account in the state after the tip; all zero where `registered` is false.
+class DeclarationView(Struct, frozen=True):
+    """What a worker will take from tick `tick` on: at least `min_price` grains per 2⁴⁰ of weight, packets of at most
+    `max_unit_bytes` with their product, and `places` of them at once."""
 
-    `slots` is how many packets it may hold at once, `seen` the last height at which it gave a sign of life.
+    tick: Count
+    min_price: Count
+    max_unit_bytes: Count
+    places: Count
+
+
+class WorkerView(Struct, frozen=True):
+    """A worker's account in the state after the tip; all zero where `registered` is false. Times are ticks.
+
+    `places` is how many packets it may hold at once; of its `bond`, `reserved` stands for those that it holds now and
+    burns if they are missed. `min_price`, `max_unit_bytes` and `places` are in force; `announced` is what replaces
+    them. `seen` is when it last gave a sign of life. `paid`, `burned` and `missed` are its record: grains earned,
+    grains of those fees burned, packets not answered.
     """
 
     address: str
     registered: bool
     active: bool
     bond: Count
-    score: Count
-    slots: Count
-    slots_used: Count
+    reserved: Count
+    places: Count
     min_price: Count
     max_unit_bytes: Count
-    max_packets: Count
-    since: Count
+    announced: DeclarationView | None
     seen: Count
     retired_at: Count | None
+    paid: Count
+    burned: Count
+    missed: Count
     held: tuple[Hash, ...]
 
 

@@ -22,12 +22,12 @@ class Opened(Value, frozen=True, tag=0):
 
 
 class Dealt(Value, frozen=True, tag=1):
-    """A packet went to a worker's slot; it may be answered through height `deadline`."""
+    """A packet went to a worker's place; it may be answered through tick `deadline`."""
 
     job: Hash
     packet_id: Hash
     worker: Address
-    slot: U32
+    place: U32
     deadline: U63
 
 

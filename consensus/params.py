@@ -28,6 +28,9 @@ MAX_OPERAND_BYTES = MAX_TENSOR_BYTES // 2
 MAX_MEMO_BYTES = 256
 MAX_OUTPUTS = 1024
 MAX_PACKETS = 1024
+MAX_PLACES = 64
+"""Packets that one worker may hold at once. Who can make more registers another: a worker's record is rewritten with
+each packet, so it must stay small."""
 
 
 class Allocation(Value, frozen=True):
@@ -50,6 +53,7 @@ class GasSchedule(Value, frozen=True):
     byte: int = 16
     output: int = 2_000
     worker: int = 20_000
+    place: int = 16_000
     packet: int = 4_000
     tensor_byte: int = 1
 
@@ -77,17 +81,18 @@ class ChainParams(Value, frozen=True):
     maturity: int
     """Blocks until a subsidy, tips and inclusion shares can be spent."""
     window: int
-    """Blocks in which a dealt packet may be answered; also the period over which scores decay."""
+    """Ticks in which a dealt packet may be answered."""
     liveness: int
-    """Blocks after which a worker that was not seen is dealt nothing."""
+    """Ticks after which a worker that was not seen is dealt nothing."""
     max_life: int
-    """Most blocks between a job and its expiry."""
+    """Most ticks between a job and its expiry."""
     retention: int
     """Blocks for which tensors are kept after they were last needed."""
     max_reorg: int
     """Deepest reorganisation that a node applies by itself."""
-    slot_bond: Amount
-    """Bond per packet that a worker may hold at once; a quarter of it burns with each packet missed."""
+    min_reserve: Amount
+    """Least part of the bond that stands for a packet held, and burns if it is missed. Beyond that it is four times the
+    packet's fee: dearer than any pay, whatever was to be gained by withholding."""
     allocations: tuple[Allocation, ...]
     """Accounts that genesis funds (devnet and regtest only: there is no premine)."""
     initial_subsidy: Amount = 50 * TILE
@@ -101,16 +106,19 @@ class ChainParams(Value, frozen=True):
     """Least price of a group in grains per 2⁴⁰ of weight: a free job would be a free claim on strangers' time."""
     min_fee: Amount = 100
     """Least fee of a packet, so that the burned tenth is at least 10 grains."""
-    score_unit: Amount = 10
-    """Burned grains per point of score: the least fee burns one point's worth, so honest small work counts."""
-    score_cap: int = 8 * 63
-    """64 slots: beyond that a worker earns no more trust, and holds no more of the queue."""
     registration_delay: int = 8
-    """Blocks before a registration is dealt to: twice `deal_lag`, so nobody picks an address for a known draw."""
+    """Ticks before a declaration counts: twice `deal_lag`, so nobody picks an address, or a price, for a known draw."""
     deal_lag: int = 4
     """The draw at h uses the ticket of block h − 4: its miner could not know whom it would favour."""
     max_examined: int = 256
-    """Queued packets looked at per block; bounds the cost of dealing."""
+    """Queued packets looked at per block; with `max_tries` bounds the cost of dealing."""
+    max_tries: int = 64
+    """Places that are tried for a packet in one block, in the first half only workers that hold none of its group."""
+    max_missed: int = 512
+    """Windows that end per block, the rest in the blocks after it: twice what a block deals, so none wait for long."""
+    max_seated: int = 2_048
+    """Steps in reviews of workers' places per block, the rest in the blocks after it: as many as are paid for, at
+    registration, by half a block's gas."""
     max_closed: int = 2_048
     """Packets of ended groups forgotten per block, the rest in the blocks after it: two of the largest groups, a tenth
     of a devnet spacing. They were paid for when they were opened."""
@@ -129,7 +137,9 @@ class ChainParams(Value, frozen=True):
         assert self.max_life > self.window
         # Undo data and tensors must outlast the deepest reorg that is applied.
         assert self.retention > self.max_reorg + self.window
-        assert self.slot_bond % 4 == 0
+        assert self.min_reserve > 0
+        assert self.max_missed >= self.max_examined
+        assert self.max_seated > 1
         # All grains that can ever exist fit into one amount, so no credit can overflow.
         minted = 2 * self.initial_subsidy * self.halving_interval
         assert minted + sum(allocation.amount for allocation in self.allocations) <= MAX_AMOUNT
@@ -160,7 +170,7 @@ def devnet(genesis_time_ms: int, allocations: tuple[Allocation, ...] = (), netwo
         max_life=1_000,
         retention=2_000,
         max_reorg=100,
-        slot_bond=100 * TILE,
+        min_reserve=10 * TILE,
         allocations=allocations,
     )
 
@@ -191,6 +201,6 @@ def mainnet() -> ChainParams:
         max_life=20_000,
         retention=20_000,
         max_reorg=100,
-        slot_bond=100 * TILE,
+        min_reserve=10 * TILE,
         allocations=(),
     )

@@ -93,29 +93,55 @@ class Account(Value, frozen=True):
     nonce: U63 = 0
 
 
-class Slot(Value, frozen=True):
-    """A packet held, and the slot that it was dealt to."""
+class Holding(Value, frozen=True):
+    """A packet that a worker holds, its job, and which of the worker's places it was dealt to."""
 
-    index: U32
+    number: U16
     packet_id: Hash
+    job: Hash
+
+
+class Declaration(Value, frozen=True):
+    """What a worker takes: packets at `min_price` grains per 2⁴⁰ of weight or more, none larger than `max_unit_bytes`
+    with its product, and `places` of them at once."""
+
+    min_price: Amount = 0
+    max_unit_bytes: U63 = 0
+    places: U16 = 0
 
 
 class Worker(Value, frozen=True):
-    """A registered worker. `ended` and `missed` count this period's assignments; `retired_at` is 0 while it serves."""
+    """A registered worker. Times are ticks.
+
+    `declared` is in force; `announced` replaces it at `announced_for`, 0 if nothing is announced. `places` are the
+    worker's positions in the array of places; `review_at` is when they are looked at next, 0 for never. `reserved` is
+    the part of the bond that stands for the packets held. `retired_at` is 0 while it serves.
+
+    `paid`, `burned` and `missed` are its record: grains earned, grains of those fees burned, packets not answered.
+    """
 
     public_key: PublicKey
     x25519_key: PublicKey
-    min_price: Amount
-    max_unit_bytes: U63
-    max_packets: U16
     bond: Amount
-    since: U63
     seen: U63
-    score: U63 = 0
-    ended: U32 = 0
-    missed: U32 = 0
+    declared: Declaration = Declaration()
+    announced: Declaration = Declaration()
+    announced_for: U63 = 0
+    review_at: U63 = 0
     retired_at: U63 = 0
-    slots: tuple[Slot, ...] = ()
+    reserved: Amount = 0
+    paid: Amount = 0
+    burned: Amount = 0
+    missed: U32 = 0
+    places: tuple[U32, ...] = ()
+    holds: tuple[Holding, ...] = ()
+
+
+class Place(Value, frozen=True):
+    """Room for one packet at a worker: the `number`-th of its places."""
+
+    worker: Address
+    number: U16
 
 
 class PacketStatus(IntEnum):
@@ -128,7 +154,7 @@ class PacketStatus(IntEnum):
 
 
 class Packet(OfOperands, Value, frozen=True):
-    """One product to be made. `worker`, `slot` and `dealt_at` mean something only while it is held."""
+    """One product to be made. `worker`, `place` and `dealt_at` (a tick) mean something only while it is held."""
 
     job: Hash
     index: U32
@@ -140,14 +166,16 @@ class Packet(OfOperands, Value, frozen=True):
     fee: Amount
     status: PacketStatus = PacketStatus.QUEUED
     worker: Address = bytes(20)
-    slot: U32 = 0
+    place: U16 = 0
     dealt_at: U63 = 0
 
 
 class Group(Value, frozen=True):
     """A job's group of packets. `completed_at` is 0 until it completes.
 
-    `closes_at` is the height from which its closing is due: its expiry until it ends, 0 once only held ones are left.
+    `expiry` and `closes_at` are ticks, `opened_at`, `kept_until` and `completed_at` heights. `closes_at` is when its
+    closing is due: its expiry until it ends, 0 once only held ones are left. Nodes keep the operands through
+    `kept_until`, and those of a packet that is dealt for longer.
     `swept` counts the packets, in order, that its closing has passed: of those, only held ones are still in the state.
     """
 
@@ -159,6 +187,7 @@ class Group(Value, frozen=True):
     mode: U16
     sequence: U63
     opened_at: U63
+    kept_until: U63
     escrow: Amount
     closes_at: U63
     done: U32 = 0
@@ -181,8 +210,10 @@ class Reward(Value, frozen=True):
 
 
 class Ledger(Value, frozen=True):
-    """What belongs to no account: the supply, the fee market, the next job's number, the last draws.
+    """What belongs to no account: the supply, the fee market, the next job's number, the clock, the last draws.
 
+    `tick` counts blocks that came at least a quarter of the spacing after the last that counted, whose time is
+    `ticked_ms`. `places` is the length of the array of places, `held_bytes` the size of all products that are due.
     `tickets` are the `parent_ticket`s of the last `deal_lag` headers, oldest first. `dealt_through` is the key of the
     queue at which the last round of dealing ended; empty at the beginning.
     """
@@ -191,7 +222,11 @@ class Ledger(Value, frozen=True):
     burned: Amount
     base_fee: Amount
     sequence: U63
+    tick: U63
+    ticked_ms: U63
     tickets: tuple[Hash, ...]
+    places: U32 = 0
+    held_bytes: U63 = 0
     dealt_through: Annotated[bytes, Meta(max_length=32)] = b""
 
 
@@ -249,17 +284,19 @@ class Entry(Value, frozen=True):
 
 
 ACCOUNTS = Table(b"a", Account, lambda account: account.balance)
-BOND_RETURNS = Table(b"b", Mark)
-"""height ‖ worker: the bond of a retired worker returns at that height's end."""
 CLOSINGS = Table(b"c", Mark)
-"""height ‖ job: the group closes at that height's end."""
+"""tick ‖ job: the group's closing is due."""
 DEADLINES = Table(b"d", Mark)
-"""height ‖ packet: a packet still held at that height's end was missed."""
+"""tick ‖ packet: whoever still holds the packet then has missed it."""
 GROUPS = Table(b"g", Group, lambda group: group.escrow)
 LEDGER = Table(b"l", Ledger)
 PACKETS = Table(b"p", Packet)
+PLACES = Table(b"n", Place)
+"""0 … `Ledger.places` − 1: the array of places, in no order."""
 QUEUE = Table(b"q", Entry)
 """(2⁶³ − 1 − price) ‖ job sequence ‖ packet index: highest price first, then oldest."""
+REVIEWS = Table(b"v", Mark)
+"""tick ‖ worker: the worker's places, and a retired one's bond, are looked at."""
 REWARDS = Table(b"r", Reward, lambda reward: reward.amount)
 """height at whose end it is credited."""
 WORKERS = Table(b"w", Worker, lambda worker: worker.bond)

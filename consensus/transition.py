@@ -66,7 +66,7 @@ def genesis_transition(params: ChainParams) -> tuple[Block, Transition]:
         ACCOUNTS.put(overlay, Account(allocation.amount), allocation.address)
     issued = sum(allocation.amount for allocation in params.allocations)
     assert len({a.address for a in params.allocations}) == len(params.allocations), "an address is funded twice"
-    LEDGER.put(overlay, Ledger(issued, 0, params.initial_base_fee, 0, ()))
+    LEDGER.put(overlay, Ledger(issued, 0, params.initial_base_fee, 0, 0, params.genesis_time_ms, ()))
     root, writes = state.commit(EmptyState(), overlay.writes)
     return genesis(params, root), Transition(writes, dict.fromkeys(writes), root, (), (), 0)
 
@@ -85,7 +85,7 @@ def apply_block(
     core = block.header.core
     if core.state_root != (root := state.root_of(parent)):
         raise ConsensusError(Reason.WRONG_STATE_ROOT, core.state_root, root)
-    execution = Execution(params, parent, core.height, core.miner)
+    execution = Execution(params, parent, core.height, core.time_ms, core.miner)
     _oblige_operands(execution, block, products)
     workers.see(execution, core.miner)
     apply_unit(execution, block.header, products)
@@ -180,8 +180,7 @@ def _finish(execution: Execution, parent_ticket: bytes) -> None:
     params, before = execution.params, execution.ledger
     jobs.end_windows(execution)
     jobs.close_due(execution)
-    workers.return_bonds(execution)
-    workers.decay_scores(execution)
+    workers.review_due(execution)
     REWARDS.put(execution.state, Reward(execution.miner, execution.reward), execution.height + params.maturity)
     due = REWARDS.get(execution.state, execution.height)
     if due is not None:
@@ -196,7 +195,11 @@ def _finish(execution: Execution, parent_ticket: bytes) -> None:
         burned=execution.burned,
         base_fee=next_base_fee(params, before.base_fee, execution.gas_used),
         sequence=execution.sequence,
+        tick=execution.tick,
+        ticked_ms=execution.ticked_ms,
         tickets=tickets,
+        places=execution.places,
+        held_bytes=execution.held_bytes,
         dealt_through=execution.dealt_through,
     )
     LEDGER.put(execution.state, after)

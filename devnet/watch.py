@@ -22,7 +22,7 @@ from wallet.client.transactions import Rules
 from wallet.errors import WalletError
 
 WORKER_PACKETS = 32
-"""Packets that each worker may hold at once, as soon as its score allows; its bond is one slot's for each."""
+"""Packets that each worker may hold at once; its bond is the least for each."""
 WORKER_PRICE = 10_000_000_000
 """Grains per 2⁴⁰ of weight: at the least base fee, about what the gas for a packet's bytes costs besides."""
 RECENT_BLOCKS = 50
@@ -69,7 +69,7 @@ async def register_worker(client: Gateway, network: Rules, node: NodeRecord) -> 
         min_price=WORKER_PRICE,
         max_unit_bytes=MAX_UNIT_BYTES,
         max_packets=WORKER_PACKETS,
-        bond=0 if known.registered else WORKER_PACKETS * network.params.slot_bond,
+        bond=0 if known.registered else WORKER_PACKETS * network.params.min_reserve,
     )
     (body,) = await Purse(client, network, key.public_key).prepare([payload], "a worker's bond")
     txid = body.txid(network.genesis_hash).hex()
@@ -86,7 +86,7 @@ async def wait_in_force(
 ) -> None:
     """Return once packets are dealt to every node's worker.
 
-    `progress` hears the height and the one at which that will be so, 0 while a registration is not in a block.
+    `progress` hears the tick and the one at which that will be so, 0 while a registration is not in a block.
 
     Raises DevnetError (not-registered), or what `check_alive` raises meanwhile.
     """
@@ -94,13 +94,13 @@ async def wait_in_force(
     while True:
         check_alive()
         try:
-            height = (await client.info()).height
+            tick = (await client.info()).tick
             workers = [await client.worker(node.worker) for node in nodes]
         except WalletError:
             workers = []
         else:
-            known = all(worker.registered for worker in workers)
-            progress(height, max(worker.since for worker in workers) + rules.registration_delay if known else 0)
+            known = all(worker.active or worker.announced for worker in workers)
+            progress(tick, max(worker.announced.tick if worker.announced else 0 for worker in workers) if known else 0)
         if workers and all(worker.active for worker in workers):
             return
         if time.monotonic() > deadline:

@@ -296,8 +296,8 @@ class ChainBuilder:
         max_unit_bytes: int = MAX_UNIT_BYTES,
         **changes: Any,
     ) -> Transaction:
-        """Join as a worker; the default bond is one slot's per packet."""
-        bond = self.params.slot_bond * packets if bond is None else bond
+        """Join as a worker; the default bond is the least per packet."""
+        bond = self.params.min_reserve * packets if bond is None else bond
         x25519_key = H("tw/test", b"x25519" + worker.address)
         return self.tx(worker, RegisterWorker(x25519_key, min_price, max_unit_bytes, packets, bond), **changes)
 

@@ -79,7 +79,12 @@ def job() -> None:
 @click.option("--price", type=click.IntRange(1), help="Grains per 2⁴⁰ of weight [default: what workers ask].")
 @click.option("--packets", type=click.IntRange(1), help="About how many packets [default: one for each free slot].")
 @click.option("--memory", "memory_mib", type=click.FloatRange(0, 32, min_open=True), help="MiB of the largest packet.")
-@click.option("--expiry", "expiry_blocks", type=click.IntRange(1), metavar="BLOCKS", help="How long the offer stands.")
+@click.option(
+    "--life",
+    type=click.IntRange(1),
+    metavar="TICKS",
+    help="How long the offer stands. A tick is a block, or where blocks come quicker a quarter of their spacing.",
+)
 @click.option(
     "--attempts",
     type=click.IntRange(1, 100),
@@ -102,7 +107,7 @@ def submit(
     price: int | None,
     packets: int | None,
     memory_mib: float | None,
-    expiry_blocks: int | None,
+    life: int | None,
     attempts: int,
     wait: bool,
     timeout_seconds: float | None,
@@ -127,9 +132,7 @@ def submit(
 
     async def ask() -> Offer:
         async with Client(url, prefix=account.prefix) as client:
-            return await client.offer(
-                left, right, price=price, packets=packets, expiry_blocks=expiry_blocks, memory_bound=memory_bound
-            )
+            return await client.offer(left, right, price=price, packets=packets, life=life, memory_bound=memory_bound)
 
     resume = ""
 
@@ -212,7 +215,7 @@ def status(job_id: str, url: str) -> None:
         "price": f"{format_tile(view.price)} TILE per 2⁴⁰ of weight",
         "paid": f"{format_tile(view.paid)} TILE, of it {format_tile(view.burned)} burned",
         "escrow": f"{format_tile(escrow)} TILE {where}",
-        "expiry": f"height {view.expiry}",
+        "expiry": f"tick {view.expiry}",
     }
     emit(view, "\n".join(f"{name:<12}{value}" for name, value in rows.items()))
 

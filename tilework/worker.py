@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from api.work import WorkerView
-from consensus.params import ChainParams
+from consensus.params import MAX_PLACES, ChainParams
 from consensus.shape import MAX_UNIT_BYTES
 from consensus.transaction import Payload, RegisterWorker, RetireWorker
 from node.config import load
@@ -86,7 +86,9 @@ def worker() -> None:
 @worker.command()
 @key_option
 @rpc_option
-@click.option("--packets", type=click.IntRange(1, 1024), default=4, show_default=True, help="Most packets at once.")
+@click.option(
+    "--packets", type=click.IntRange(1, MAX_PLACES), default=4, show_default=True, help="Most packets at once."
+)
 @click.option("--bond", metavar="TILE", help="The whole bond. Default: what that many packets need.")
 @click.option(
     "--min-price", type=click.IntRange(0), default=0, show_default=True, help="Least pay, in grains per 2⁴⁰ of weight."
@@ -111,7 +113,7 @@ def register(
     whole = None if bond is None else parse_tile(bond)
 
     def payload(rules: ChainParams, state: WorkerState) -> Payload:
-        wanted = rules.slot_bond * packets if whole is None else whole
+        wanted = rules.min_reserve * packets if whole is None else whole
         added = max(0, wanted - state.bond)
         return RegisterWorker(key.x25519_key, min_price, max_unit_mib << 20, packets, added)
 
@@ -124,20 +126,20 @@ def register(
 @key_option
 @rpc_option
 def status(key_file: Path, url: str) -> None:
-    """Show the worker's address, balance, bond, score and packets."""
+    """Show the worker's address, balance, bond, record and packets."""
     state = asyncio.run(_ask(load_worker_key(key_file), url))
     standing = (
         "active" if state.active else "registered, not dealt to yet or any more" if state.registered else "no worker"
     )
     if state.retired_at is not None:
-        standing = f"retired at height {state.retired_at}"
+        standing = f"retired at tick {state.retired_at}"
     rows = {
         "address": state.address,
         "standing": standing,
         "balance": f"{format_tile(state.balance)} TILE",
         "bond": f"{format_tile(state.bond)} TILE",
-        "score": state.score,
-        "packets": f"{state.slots_used} of {state.slots} slots ({state.max_packets} declared)",
+        "packets": f"{len(state.held)} held, {state.places} at once",
+        "record": f"{format_tile(state.paid)} TILE earned, {state.missed} packets missed",
         "key": key_file,
     }
     emit(state, "\n".join(f"{name:<10}{value}" for name, value in rows.items()))

@@ -22,23 +22,32 @@ class Execution:
 
     Attributes:
         params, height, miner: of the block.
+        ticks: whether the block counts as a tick, as it does from `tick_ms` on.
+        tick, ticked_ms: the clock that windows are counted by, after the block.
         state: the overlay that collects the block's writes.
-        ledger: the parent's ledger; `burned`, `sequence` and `dealt_through` continue from it.
+        ledger: the parent's ledger; `burned`, `sequence`, `dealt_through`, `places` and `held_bytes` continue from it.
         reward: grains that the miner is credited after `maturity` (subsidy, tips, inclusion shares).
         events, receipts: what happened, for indexes and users.
     """
 
-    def __init__(self, params: ChainParams, parent: StateReader, height: int, miner: bytes) -> None:
+    def __init__(self, params: ChainParams, parent: StateReader, height: int, time_ms: int, miner: bytes) -> None:
         self.params = params
         self.height = height
         self.miner = miner
         self.state = Overlay(parent)
         self.ledger: Ledger = state.ledger(parent)
+        # Block 1 ticks whatever its time: no block has tick 0, which stands for "never" in records.
+        self.tick_ms = self.ledger.ticked_ms + params.spacing_ms // 4 if height > 1 else 0
+        self.ticks = time_ms >= self.tick_ms
+        self.tick = self.ledger.tick + self.ticks
+        self.ticked_ms = time_ms if self.ticks else self.ledger.ticked_ms
         self.minted = subsidy(params, height)
         self.reward = self.minted
         self.burned = self.ledger.burned
         self.sequence = self.ledger.sequence
         self.dealt_through = self.ledger.dealt_through
+        self.places = self.ledger.places
+        self.held_bytes = self.ledger.held_bytes
         self.gas_used = 0
         self.events: list[Event] = []
         self.receipts: list[Receipt] = []

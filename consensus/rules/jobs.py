@@ -7,6 +7,8 @@ PacketStatus.QUEUED ──dealt──▶ PacketStatus.HELD ──answered──�
 
 from __future__ import annotations
 
+from itertools import islice
+
 from msgspec.structs import replace
 
 from consensus import events
@@ -74,9 +76,9 @@ def check(params: ChainParams, job: SubmitJob) -> None:
 
 def submit(execution: Execution, body: TxBody, txid: bytes, job: SubmitJob) -> None:
     """Open the group: move its escrow out of the owner's account and queue its packets."""
-    params, height, owner = execution.params, execution.height, body.address
-    if not height + params.window < job.expiry <= height + params.max_life:
-        expected = f"{height + params.window + 1} to {height + params.max_life}"
+    params, tick, owner = execution.params, execution.tick, body.address
+    if not tick + params.window < job.expiry <= tick + params.max_life:
+        expected = f"{tick + params.window + 1} to {tick + params.max_life}"
         raise ConsensusError(Reason.BAD_EXPIRY, job.expiry, expected)
     fees = job_fees(params, job)
     escrow = sum(fees)
@@ -89,7 +91,8 @@ def submit(execution: Execution, body: TxBody, txid: bytes, job: SubmitJob) -> N
         expiry=job.expiry,
         mode=job.mode,
         sequence=execution.sequence,
-        opened_at=height,
+        opened_at=execution.height,
+        kept_until=execution.height + job.expiry - tick + params.retention,
         escrow=escrow,
         closes_at=job.expiry,
     )
@@ -120,7 +123,7 @@ def enqueue(execution: Execution, group: Group, packet: Packet) -> None:
     """Put a packet into the queue, at the age of its job."""
     packet_id = packet_id_of(packet.job, packet.index)
     PACKETS.put(
-        execution.state, replace(packet, status=PacketStatus.QUEUED, worker=bytes(20), slot=0, dealt_at=0), packet_id
+        execution.state, replace(packet, status=PacketStatus.QUEUED, worker=bytes(20), place=0, dealt_at=0), packet_id
     )
     QUEUE.put(execution.state, Entry(packet_id), *_queue_key(group, packet))
 
@@ -153,8 +156,9 @@ def answer(execution: Execution, packet_id: bytes, packet: Packet, product: byte
     share = fee // 50
     execution.burn(burned)
     execution.reward += share
-    execution.credit(packet.worker, fee - burned - share)
-    workers.answered(execution, packet.worker, packet_id, burned)
+    paid = fee - burned - share
+    execution.credit(packet.worker, paid)
+    workers.answered(execution, packet_id, packet, paid, burned)
     _settle(execution, group, packet_id, packet, PacketStatus.DONE)
     DEADLINES.delete(execution.state, deadline(execution.params, packet), packet_id)
     execution.events.append(events.Answered(packet.job, packet_id, packet.worker, product, fee, burned, share, won))
@@ -168,21 +172,25 @@ def answer(execution: Execution, packet_id: bytes, packet: Packet, product: byte
 
 
 def end_windows(execution: Execution) -> None:
-    """Packets whose window ends now without an answer: fine their holders and queue them again.
+    """Packets whose window has ended without an answer, oldest first: fine their holders and queue them again.
 
-    A completed group needs no more answers: its holders are let go, and nobody is fined.
+    A completed group needs no more answers: its holders are let go, and nobody is fined. At most `max_missed` windows
+    end in a block; a packet whose window's end waits for its turn can still be answered.
     """
-    for packet_id, _ in list(DEADLINES.scan(execution.state, execution.height)):
+    for key, _ in list(islice(DEADLINES.scan(execution.state), execution.params.max_missed)):
+        until, packet_id = int.from_bytes(key[:8], "big"), key[8:]
+        if until > execution.tick:
+            return
         packet = PACKETS.get(execution.state, packet_id)
         assert packet is not None, "a deadline without its packet"
         group = GROUPS.get(execution.state, packet.job)
         assert group is not None, "a packet without its group"
-        DEADLINES.delete(execution.state, execution.height, packet_id)
+        DEADLINES.delete(execution.state, until, packet_id)
         if group.completed_at:
-            workers.free_slot(execution, packet.worker, packet_id)
+            workers.let_go(execution, packet_id, packet)
             execution.events.append(events.Dropped(packet.job, packet_id, packet.worker))
         else:
-            fine = workers.missed(execution, packet.worker, packet_id)
+            fine = workers.missed(execution, packet_id, packet)
             execution.events.append(events.Missed(packet.job, packet_id, packet.worker, fine))
         group = replace(group, held=group.held - 1)
         if group.ended:
@@ -195,20 +203,28 @@ def end_windows(execution: Execution) -> None:
 def close_due(execution: Execution) -> None:
     """Go on closing the groups that are due, oldest first: expired ones, and those that have ended.
 
-    At most `max_closed` packets are forgotten in a block, whatever falls due at one height; the rest follows in the
+    At most `max_closed` packets are forgotten in a block, whatever falls due at one tick; the rest follows in the
     next blocks. What an opening may cost later was paid when it was opened.
     """
     left = execution.params.max_closed
     for key, _ in CLOSINGS.scan(execution.state):
         due_at, job = int.from_bytes(key[:8], "big"), key[8:]
-        if due_at > execution.height or left <= 0:
+        if due_at > execution.tick or left <= 0:
             return
         left -= _sweep(execution, job, left)
 
 
 def deadline(params: ChainParams, packet: Packet) -> int:
-    """Last height at which a held packet can be answered."""
+    """The tick at whose first block a held packet can be answered last."""
     return packet.dealt_at + params.window
+
+
+def may_be_dealt(execution: Execution, group: Group) -> bool:
+    """Whether packets of the group can still be dealt: before its end, with a whole window before its expiry, and while
+    its operands are kept for long after. (Blocks far quicker than ticks could outlast them otherwise.)"""
+    params = execution.params
+    lasts = execution.height + params.retention // 2 < group.kept_until
+    return not group.ended and execution.tick + params.window < group.expiry and lasts
 
 
 def _settle(execution: Execution, group: Group, packet_id: bytes, packet: Packet, status: PacketStatus) -> None:
@@ -220,11 +236,11 @@ def _settle(execution: Execution, group: Group, packet_id: bytes, packet: Packet
 
 
 def _due_now(execution: Execution, job: bytes, group: Group) -> Group:
-    """The group, its closing due from this height on."""
+    """The group, its closing due from now on."""
     if group.closes_at:
         CLOSINGS.delete(execution.state, group.closes_at, job)
-    CLOSINGS.put(execution.state, Mark(), execution.height, job)
-    return replace(group, closes_at=execution.height)
+    CLOSINGS.put(execution.state, Mark(), execution.tick, job)
+    return replace(group, closes_at=execution.tick)
 
 
 def _let_go(execution: Execution, job: bytes, group: Group) -> Group:

@@ -100,7 +100,8 @@ KINDS: dict[type[Payload], Kind[Any]] = {
     RegisterWorker: Kind[RegisterWorker](
         name="register_worker",
         run=lambda execution, body, _txid, registration: workers.register(execution, body, registration),
-        gas=lambda gas, _registration: gas.worker,
+        gas=lambda gas, registration: gas.worker + gas.place * registration.max_packets,
+        check=workers.check,
         spends=lambda registration: registration.bond,
     ),
     RetireWorker: Kind[RetireWorker](

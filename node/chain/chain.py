@@ -20,9 +20,10 @@ from consensus import transition, validation
 from consensus.block import Block, Body, Header
 from consensus.codec import encode
 from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
+from consensus.events import Dealt
 from consensus.params import ChainParams
 from consensus.proofs.trie import CorruptTrieError
-from consensus.state import GROUPS, Changes, Overlay, StateReader
+from consensus.state import GROUPS, PACKETS, Changes, Overlay, StateReader
 from consensus.transition import Transition
 from consensus.validation import Strips
 from node.chain import index, schema, snapshot
@@ -166,7 +167,9 @@ class Chain:
 
     def missing_operands(self) -> list[bytes]:
         """Operands of open groups that are not here: after a snapshot was adopted they come one by one."""
-        return [c for c in snapshot.open_operands(self.params, self._state) if not self.tensors.has(c)]
+        return [
+            c for c in snapshot.open_operands(self.params, self._state, self._tip.height) if not self.tensors.has(c)
+        ]
 
     # ------------------------------------------------------------------ importing
 
@@ -276,7 +279,7 @@ class Chain:
             batch: Changes = {schema.undo(e.id): None for e in islice(fork.ancestors(), self.params.retention)}
             disconnected = [self._disconnect(entry, batch)[0] for entry in path(fork, self._tip)[::-1]]
             batch.update({schema.main(entry.height): entry.id for entry in path(fork, base)})
-            batch.update(self._retention.changes(snapshot.open_operands(self.params, staged.reader)))
+            batch.update(self._retention.changes(snapshot.open_operands(self.params, staged.reader, base.height)))
             batch[schema.BASE] = batch[schema.TIP] = encode(Tip(base.id, base.height, staged.root))
             batch[schema.PLACE] = staged.place
             state = TipState(self._store, staged.place)
@@ -414,15 +417,9 @@ class Chain:
         `pending` holds the parts of the blocks below it that connect in the same batch.
         """
         params, height = self.params, entry.height
-        keep = dict.fromkeys(validation.obliged_tensors(done.block), height + params.retention)
-        for tx, receipt in zip(done.block.body.transactions, done.outcome.receipts, strict=True):
-            job = GROUPS.get(Overlay(self._state, changes.writes), receipt.txid)
-            if job is not None:
-                until = job.expiry + params.retention
-                keep.update({operand.commitment: until for operand in validation.obliged_operands(Body((), (tx,)))})
         batch = self._state.keyed(changes.writes)
         batch.update(index.entries(done.block, entry.id, done.outcome))
-        batch.update(self._retention.changes(keep, pending))
+        batch.update(self._retention.changes(self._duties(height, done, changes), pending))
         batch[schema.main(height)] = entry.id
         batch[schema.outcome(entry.id)] = encode(done.outcome)
         batch[schema.undo(entry.id)] = schema.encode_changes(changes.undo)
@@ -430,6 +427,25 @@ class Chain:
         if outlived is not None:
             batch[schema.undo(outlived)] = None
         return batch
+
+    def _duties(self, height: int, done: ConnectedBlock, changes: Transition) -> dict[bytes, int]:
+        """Tensors that a block gives a reason to keep → the height through which."""
+        retention, after = self.params.retention, Overlay(self._state, changes.writes)
+        keep = dict.fromkeys(validation.obliged_tensors(done.block), height + retention)
+        for tx, receipt in zip(done.block.body.transactions, done.outcome.receipts, strict=True):
+            job = GROUPS.get(after, receipt.txid)
+            if job is not None:
+                operands = validation.obliged_operands(Body((), (tx,)))
+                keep.update({operand.commitment: job.kept_until for operand in operands})
+        for event in done.outcome.events:
+            if isinstance(event, Dealt):
+                packet = PACKETS.get(after, event.packet_id)
+                assert packet is not None, "a packet that was dealt in this block"
+                # An answer comes within a window, which is far shorter than a retention whatever the rate of blocks.
+                for operand in (packet.left, packet.right):
+                    until = max(height + 2 * retention, keep.get(operand.commitment, 0))
+                    keep[operand.commitment] = until
+        return keep
 
     def _commit(self, tip: HeaderEntry, state_root: bytes, batch: Changes) -> None:
         batch[schema.TIP] = encode(Tip(tip.id, tip.height, state_root))

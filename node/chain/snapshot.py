@@ -46,14 +46,14 @@ def replay_span(params: ChainParams) -> int:
     return params.retention - params.max_reorg
 
 
-def open_operands(params: ChainParams, reader: StateReader) -> dict[bytes, int]:
-    """Operands of all packets of open groups → the height through which they are kept."""
+def open_operands(params: ChainParams, reader: StateReader, height: int) -> dict[bytes, int]:
+    """Operands of all packets of open groups in the state at `height` → the height through which they are kept."""
     keep: dict[bytes, int] = {}
     for _, packet in PACKETS.scan(reader):
         group = GROUPS.get(reader, packet.job)
         if group is None:  # closed while this walk was under way
             continue
-        until = group.expiry + params.retention
+        until = max(group.kept_until, height + 2 * params.retention)
         for operand in (packet.left, packet.right):
             keep[operand.commitment] = max(until, keep.get(operand.commitment, 0))
     return keep

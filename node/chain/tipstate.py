@@ -1,6 +1,6 @@
 """The state after the tip, as execution reads it: values from the store, walked tables from memory.
 
-Every block walks the queue, the workers and the schedules. What they hold at a time is little, but everything that has
+Every block walks the queue and the schedules. What they hold at a time is little, but everything that has
 ever left them stays in LevelDB as a tombstone until a compaction, and a walk would pass over all of it.
 """
 
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 
 from sortedcontainers import SortedDict
 
-from consensus.state import BOND_RETURNS, CLOSINGS, DEADLINES, QUEUE, WORKERS, Changes
+from consensus.state import CLOSINGS, DEADLINES, QUEUE, REVIEWS, Changes
 from node.chain.store import Store, StoreState
 
-_WALKED = tuple(table.prefix for table in (BOND_RETURNS, CLOSINGS, DEADLINES, QUEUE, WORKERS))
+_WALKED = tuple(table.prefix for table in (CLOSINGS, DEADLINES, QUEUE, REVIEWS))
 
 _AFTER = b"\xff" * 64
 """Longer than the rest of any walked key, so that a prefix with it stands behind all of the prefix's keys."""

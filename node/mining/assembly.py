@@ -37,9 +37,14 @@ class TipMoved(Exception):
 
 @dataclass(frozen=True)
 class Assembly:
-    """A body and its root on a tip. `tensor_bytes` is what it obliges, the unit's product not counted."""
+    """A body and its root on a tip, for a block whose time is before or from `tick_ms` on, as `ticks` says.
+
+    `tensor_bytes` is what it obliges, the unit's product not counted.
+    """
 
     tip: HeaderEntry
+    tick_ms: int
+    ticks: bool
     state_root: bytes
     body: Body
     body_root: bytes
@@ -77,8 +82,8 @@ class PinnedState:
         return reader
 
 
-def assemble(chain: MinedChain, pool: Mempool, results: ResultPool, reserve_bytes: int) -> Assembly:
-    """A body on the present tip that leaves room for a unit's product of `reserve_bytes`.
+def assemble(chain: MinedChain, pool: Mempool, results: ResultPool, time_ms: int, reserve_bytes: int) -> Assembly:
+    """A body for a block of `time_ms` on the present tip that leaves room for a unit's product of `reserve_bytes`.
 
     Reads and executes: up to some 0.1 s for a full block, so not for the event loop.
 
@@ -88,7 +93,7 @@ def assemble(chain: MinedChain, pool: Mempool, results: ResultPool, reserve_byte
     tip = chain.tip
     pinned = PinnedState(chain, tip)
     state_root = state.root_of(pinned)
-    execution = Execution(chain.params, pinned, tip.height + 1, miner=bytes(20))
+    execution = Execution(chain.params, pinned, tip.height + 1, time_ms, miner=bytes(20))
     room = _Room(MAX_BODY_BYTES - _FRAME_BYTES, MAX_TENSOR_BYTES - reserve_bytes)
     offered = _Room(MAX_BODY_TX_BYTES, MAX_OPERAND_BYTES)
     chosen_results = []
@@ -122,7 +127,7 @@ def assemble(chain: MinedChain, pool: Mempool, results: ResultPool, reserve_byte
         if execution.gas_used + chain.params.gas.transaction > chain.params.gas_limit:
             break
     body = Body(tuple(chosen_results), tuple(chosen))
-    return Assembly(tip, state_root, body, body.root(), room.tensor_bytes)
+    return Assembly(tip, execution.tick_ms, execution.ticks, state_root, body, body.root(), room.tensor_bytes)
 
 
 class _Room:

@@ -58,7 +58,7 @@ class WorkUnit:
         core: canonical bytes of the header core; `seed` = H("tw/work", core).
         target: a ticket wins if int(ticket) · 1024 < target · k.
         packet_id, left, right: of a packet, with its operands' commitments; None for an idle unit.
-        deadline: last height at which the packet's answer is paid; None for an idle unit.
+        deadline: last tick at which the packet's answer is paid; None for an idle unit.
     """
 
     id: bytes

@@ -54,7 +54,7 @@ class Candidate:
 
 
 class Held(NamedTuple):
-    """A packet that a worker holds, and the last height at which its answer is paid."""
+    """A packet that a worker holds, and the last tick at which its answer is paid."""
 
     packet_id: bytes
     packet: Packet
@@ -107,7 +107,7 @@ class Producer:
             packet = self._chain.read(lambda state: PACKETS.get(state, unit.packet_id))
             if packet is None or packet.status != PacketStatus.HELD or packet.worker != miner:
                 raise ConsensusError(Reason.NOT_ASSIGNEE, miner, "the packet's assignee")
-        assembly = self._current(unit.shape.product_bytes if isinstance(unit, PacketUnit) else 0)
+        assembly, time_ms = self._current(unit.shape.product_bytes if isinstance(unit, PacketUnit) else 0)
         body, body_root = assembly.body, assembly.body_root
         if isinstance(unit, PacketUnit):
             others = tuple(r for r in body.results if r.body.packet_id != unit.packet_id)
@@ -115,14 +115,13 @@ class Producer:
                 body = Body(others, body.transactions)
                 body_root = body.root()
         parent = assembly.tip.header
-        times_ms = assembly.tip.context(parent.ticket).times_ms
         core = HeaderCore(
             version=PROTOCOL_VERSION,
             chain_id=params.chain_id,
             height=assembly.tip.height + 1,
             parent=assembly.tip.id,
             parent_ticket=parent.ticket,
-            time_ms=max(self._clock(), median_time(times_ms) + 1),
+            time_ms=time_ms,
             target=expected_target(params, parent).to_bytes(32, "big"),
             miner=miner,
             state_root=assembly.state_root,
@@ -145,36 +144,42 @@ class Producer:
         packets = self._chain.read(lambda state: _held(self._chain, state, worker))
         return sorted(packets, key=lambda held: (held.complete, held.deadline))
 
-    def _current(self, reserve_bytes: int) -> Assembly:
-        """A body on the tip with room for the unit's product; chosen anew only when it must be."""
+    def _current(self, reserve_bytes: int) -> tuple[Assembly, int]:
+        """A body on the tip with room for the unit's product, and the block's time; chosen anew only when it must be.
+
+        Whether the block ticks decides which jobs' expiries it admits, so a body serves only times on its side of that.
+        """
         with self._lock:
             while True:
                 versions = (self._pool.version, self._results.version)
-                now_ms = self._clock()
+                now_ms, tip = self._clock(), self._chain.tip
+                time_ms = max(now_ms, median_time(tip.context(tip.header.ticket).times_ms) + 1)
                 known = self._assembly
-                if known is not None and known.tip is self._chain.tip:
+                if known is not None and known.tip is tip and known.ticks == (time_ms >= known.tick_ms):
                     fresh = versions == self._versions or now_ms < self._stale_ms
                     if fresh and known.tensor_bytes + reserve_bytes <= MAX_TENSOR_BYTES:
-                        return known
+                        return known, time_ms
                 try:
-                    chosen = assemble(self._chain, self._pool, self._results, reserve_bytes)
+                    chosen = assemble(self._chain, self._pool, self._results, time_ms, reserve_bytes)
                 except TipMoved:
+                    continue
+                if chosen.tip is not tip:
                     continue
                 done_ms = self._clock()
                 self._stale_ms = done_ms + max(REFRESH_MS, _REST * (done_ms - now_ms))
                 self._assembly, self._versions = chosen, versions
-                return chosen
+                return chosen, time_ms
 
 
 def _held(chain: MinedChain, state: StateReader, address: bytes) -> list[Held]:
     worker = WORKERS.get(state, address)
     packets = []
-    for slot in worker.slots if worker is not None else ():
-        packet = PACKETS.get(state, slot.packet_id)
+    for holding in worker.holds if worker is not None else ():
+        packet = PACKETS.get(state, holding.packet_id)
         if packet is None or packet.status != PacketStatus.HELD:
             continue
         group = GROUPS.get(state, packet.job)
         assert group is not None, "a packet without its group"
         until = jobs.deadline(chain.params, packet)
-        packets.append(Held(slot.packet_id, packet, until, group.completed_at > 0))
+        packets.append(Held(holding.packet_id, packet, until, group.completed_at > 0))
     return packets

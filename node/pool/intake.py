@@ -16,7 +16,7 @@ from consensus.block import Block
 from consensus.errors import ConsensusError, MissingTensor, Reason
 from consensus.proofs.products import check_operands
 from consensus.rules import jobs, payloads
-from consensus.state import PACKETS, WORKERS, Packet, PacketStatus
+from consensus.state import PACKETS, WORKERS, Packet, PacketStatus, ledger
 from consensus.tensor import Tensor
 from consensus.transaction import Result, Transaction
 from consensus.validation import Strips
@@ -187,23 +187,25 @@ class Intake:
     def _check_result(self, result: Result) -> None:
         """Cheapest first: nobody but the assignee can make this node multiply."""
         body = result.body
-        packet, worker = self.chain.read(lambda s: (PACKETS.get(s, body.packet_id), WORKERS.get(s, body.worker)))
+        packet, worker, tick = self.chain.read(
+            lambda s: (PACKETS.get(s, body.packet_id), WORKERS.get(s, body.worker), ledger(s).tick)
+        )
         if worker is None:
             raise ConsensusError(Reason.UNKNOWN_WORKER, body.worker, "a registered worker")
         if not crypto.verify(worker.public_key, body.signing_hash(self.chain.genesis_hash), result.signature):
             raise ConsensusError(Reason.BAD_SIGNATURE, result.signature, "the worker's signature for this network")
-        self._check_assignee(result, packet)
+        self._check_assignee(result, packet, tick)
         assert packet is not None, "somebody holds it"
         if not self.chain.products.product_holds(packet.left, packet.right, body.product):
             raise ConsensusError(Reason.WRONG_PRODUCT, body.product, "the packet's product")
 
-    def _check_assignee(self, result: Result, packet: Packet | None) -> None:
+    def _check_assignee(self, result: Result, packet: Packet | None, tick: int) -> None:
         if packet is not None and packet.status == PacketStatus.DONE:
             raise ConsensusError(Reason.DUPLICATE_RESULT, result.body.packet_id, "one result a packet")
         if packet is not None and packet.status == PacketStatus.HELD:
             if packet.worker == result.body.worker:
                 return
-            if jobs.deadline(self.chain.params, packet) > self.chain.tip.height:
+            if jobs.deadline(self.chain.params, packet) > tick:
                 raise ConsensusError(Reason.NOT_ASSIGNEE, result.body.worker, packet.worker)
         # Unknown, queued, or about to be missed and dealt anew: a block that this node lacks may have dealt it.
         raise NotYet(f"packet {result.body.packet_id.hex()} is not known to be dealt to {result.body.worker.hex()}")

@@ -182,7 +182,7 @@ def tell(event: Event, text: Text) -> str:
                 f"{event.escrow} grains in escrow"
             )
         case events.Dealt():
-            return f"dealt to {text(event.worker)}, who may answer through height {event.deadline}"
+            return f"dealt to {text(event.worker)}, who may answer through tick {event.deadline}"
         case events.Answered():
             return f"answered by {text(event.worker)}: {_payment(event)}"
         case events.Missed():
@@ -245,7 +245,7 @@ def _verdict(record: JobRecord, packet_id: bytes, text: Text) -> str:
     packet = record.packets.get(packet_id)
     if packet is not None and packet.status == PacketStatus.HELD:
         until = jobs.deadline(record.params, packet)
-        return f"Nobody is paid yet: {text(packet.worker)} holds it and may answer through height {until}.{before}"
+        return f"Nobody is paid yet: {text(packet.worker)} holds it and may answer through tick {until}.{before}"
     if packet is not None and _packet_status(record, packet, False) == "queued":
         return f"Nobody is paid yet: it waits in the queue for a worker who is able to take it.{before}"
     if not record.events:
@@ -267,7 +267,7 @@ def _end(record: JobRecord, kinds: UnionType | type[Event]) -> str:
     closing = _last(record.events, events.Closed)
     if closing is not None:
         return f"the job expired at height {closing[0]}"
-    return f"the job expires at height {record.payload.expiry}, too soon for another window,"
+    return f"the job expires at tick {record.payload.expiry}, too soon for another window,"
 
 
 def _all_misses(own: Iterable[tuple[int, Event]]) -> list[int]:

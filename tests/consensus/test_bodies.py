@@ -22,6 +22,7 @@ from tests.builders import (
     DAVE,
     ERIN,
     FRANK,
+    GENESIS_TIME_MS,
     Candidate,
     ChainBuilder,
     Key,
@@ -119,7 +120,7 @@ def test_a_tensor_counts_once_however_many_jobs_name_it(chain: ChainBuilder) -> 
 
 
 def test_operands_and_products_share_the_32_mib(chain: ChainBuilder) -> None:
-    execution = Execution(chain.params, chain.state, 1, bytes(20))
+    execution = Execution(chain.params, chain.state, 1, GENESIS_TIME_MS, bytes(20))
     execution.oblige({b"a": 2**24, b"b": 2**23})
     execution.oblige({b"a": 2**24, b"c": 2**23})
     with pytest.raises(ConsensusError, match="too-many-tensor-bytes: got 33554433, expected 33554432"):

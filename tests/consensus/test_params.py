@@ -33,9 +33,10 @@ def test_devnet_and_mainnet_as_agreed() -> None:
     assert fields(params.devnet(T)) == (2_000, 60_000, 10, 10, 300, 1_000, 2_000, 100)
     assert fields(params.mainnet()) == (30_000, 900_000, 100, 20, 2_880, 20_000, 20_000, 100)
     for p in NETWORKS:
-        assert p.slot_bond == 100 * TILE
+        assert p.min_reserve == 10 * TILE
         assert (p.initial_subsidy, p.halving_interval) == (50 * 10**9, 1_048_576)
-        assert (p.registration_delay, p.deal_lag, p.max_examined) == (8, 4, 256)
+        assert (p.registration_delay, p.deal_lag, p.max_examined, p.max_tries) == (8, 4, 256, 64)
+        assert (p.max_closed, p.max_missed, p.max_seated) == (2_048, 512, 2_048)
         assert p.min_fee == 100
     assert (params.devnet(T).address_prefix, params.mainnet().address_prefix) == ("tdev", "tile")
     assert params.mainnet().allocations == ()
@@ -82,7 +83,9 @@ def test_no_two_networks_share_a_genesis_hash() -> None:
         {"window": 0},
         {"max_life": 10},
         {"retention": 110},
-        {"slot_bond": 101},
+        {"min_reserve": 0},
+        {"max_missed": 255},
+        {"max_seated": 1},
         {"gas_limit": 63 << 20},
         {"allocations": (Allocation(bytes(20), MAX_AMOUNT),)},
     ],

@@ -59,7 +59,7 @@ def test_writes_during_a_scan_do_not_show_in_it() -> None:
 
 def test_prefixes_of_tables_differ() -> None:
     tables = [value for value in vars(state).values() if isinstance(value, state.Table)]
-    assert len(tables) == 10
+    assert len(tables) == 11
     prefixes = [table.prefix for table in tables] + [state.NODE_PREFIX]
     assert len(set(prefixes)) == len(prefixes)
     assert {len(prefix) for prefix in prefixes} == {1}

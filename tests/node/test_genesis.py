@@ -48,8 +48,8 @@ def test_what_is_no_genesis_file(tmp_path: Path) -> None:
         ({"anchor_target": "00"}, "anchor_target"),
         ({"anchor_target": "ff" * 32}, "contradict"),
         ({"window": 0}, "contradict"),
-        ({"slot_bond": -4}, "slot_bond"),
-        ({"slot_bond": 2**70}, "slot_bond"),
+        ({"min_reserve": -4}, "min_reserve"),
+        ({"min_reserve": 2**70}, "min_reserve"),
         ({"halving_interval": 2**62}, "contradict"),
         ({"allocations": [{"address": "tile1x", "amount": 1}]}, "allocation"),
     ):

@@ -237,13 +237,13 @@ def test_degenerate_zero_operands_gain_nothing() -> None:
 
 
 def test_withholding_a_result_loses() -> None:
-    """Who keeps a product back for a better moment loses its fee and a quarter of a slot's bond."""
+    """Who keeps a product back for a better moment loses its fee, and what was reserved for it."""
     chain = worker_chain([DAVE])
     job = chain.job(ALICE, operand(64, 64), operand(64, 64, 1))
     chain.mine([job.transaction])
     kept = chain.result(job.packets[0])
     chain.mine(count=chain.params.window)
-    assert chain.worker(DAVE).bond == 75 * TILE
+    assert chain.worker(DAVE).bond == 0
     chain.reject(Reason.NOT_ASSIGNEE, results=[kept])
 
 
@@ -282,17 +282,21 @@ def test_why_was_i_not_paid_has_an_answer_for_every_packet() -> None:
     assert stories == [("Dealt", "Answered"), ("Dealt", "Dropped"), ("Dealt", "Dropped"), ("Dealt", "Missed")]
 
 
-def test_free_identities_that_hoard_work_have_no_slot() -> None:
-    """No bond, no slot; a bond without a record, one slot, whatever the worker declares; a miss costs both."""
+def test_free_identities_that_hoard_work_have_no_place() -> None:
+    """No bond, no place: each packet that may be held is paid for beforehand, and a miss costs what stood for it."""
     chain = ChainBuilder(worked=False)
+    least = chain.params.min_reserve
     node = chain.mine(
-        [chain.register(worker, packets=60_000, bond=bond) for worker, bond in ((DAVE, 0), (ERIN, FUNDS // 2))]
+        [chain.register(worker, packets=64, bond=bond) for worker, bond in ((DAVE, 0), (ERIN, 64 * least - 1))]
     )
-    assert [receipt.reason for receipt in node.transition.receipts] == ["insufficient-bond", ""]
-    chain.mine(count=7)
+    assert [receipt.reason for receipt in node.transition.receipts] == ["insufficient-bond"] * 2
+    chain.mine([chain.register(DAVE, packets=3)], count=8)
     job = chain.job(ALICE, operand(512, 64), operand(64, 64, 1), rows=64)
     chain.mine([job.transaction])
-    assert len(chain.held(job)) == 1
+    assert len(chain.held(job)) == 3
+    chain.mine(count=chain.params.window)
+    assert chain.worker(DAVE).bond == 0
+    assert chain.held(job) == []
 
 
 # --- duplicates, overflow, time, replay, reorganisations

@@ -25,7 +25,7 @@ from tests.builders import (
 
 
 def test_a_newcomer_earns_the_first_bond_by_idling_and_then_a_fee() -> None:
-    """Nobody lends, nothing is premined: two blocks' subsidies, once matured, are one slot's bond."""
+    """Nobody lends, nothing is premined: a block's subsidy, once matured, is the bond of five places."""
     chain = ChainBuilder(worked=False)
     newcomer = Key("newcomer")
     chain.mine(miner=newcomer, count=3)
@@ -37,7 +37,7 @@ def test_a_newcomer_earns_the_first_bond_by_idling_and_then_a_fee() -> None:
     chain.mine([chain.register(newcomer)])
     job = chain.job(ALICE, operand(64, 64), operand(64, 64, 1))
     chain.mine([job.transaction], count=7)
-    assert chain.packet(job.packets[0]).worker == bytes(20), "not for eight blocks"
+    assert chain.packet(job.packets[0]).worker == bytes(20), "not for eight ticks"
     chain.mine()
     assert chain.packet(job.packets[0]).worker == newcomer.address
 
@@ -48,7 +48,7 @@ def test_a_newcomer_earns_the_first_bond_by_idling_and_then_a_fee() -> None:
 
 
 def test_a_job_in_slices_comes_back_exact_though_one_worker_sleeps() -> None:
-    """Eight packets over five workers of one slot; ERIN never answers, is fined, and her packets go to others."""
+    """Eight packets over five workers of one place; ERIN never answers, is fined, and her packets go to others."""
     chain = worker_chain(WORKERS)
     a, b = operand(128, 256), operand(256, 128, 1)
     job = chain.job(ALICE, a, b, rows=64, cols=64, inner=128)
@@ -62,8 +62,8 @@ def test_a_job_in_slices_comes_back_exact_though_one_worker_sleeps() -> None:
         assert chain.supply()[0] == chain.supply()[1]
         assert chain.height < 40
     assert np.array_equal(job.assemble(products), exact(a, b))
-    assert misses == 1, "after one miss her bond covers no slot"
-    assert chain.worker(ERIN).bond == 75 * TILE
+    assert misses == 1, "after one miss her bond bears no place"
+    assert chain.worker(ERIN).bond == 0
 
 
 def test_a_fork_deals_the_same_packet_to_somebody_else() -> None:

@@ -199,4 +199,4 @@ def _operands(packets: int, zero: bool) -> tuple[Int8, Int8]:
 
 def _packets(chain: ChainBuilder) -> list[tuple[bytes, Packet]]:
     workers = [worker for _, worker in state.WORKERS.scan(chain.state)]
-    return [(slot.packet_id, chain.packet(slot.packet_id)) for worker in workers for slot in worker.slots]
+    return [(held.packet_id, chain.packet(held.packet_id)) for worker in workers for held in worker.holds]

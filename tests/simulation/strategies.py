@@ -49,7 +49,7 @@ class Withholding(Strategy):
     def transactions(self, economy: Economy) -> list[Transaction]:
         if not self.persistent:
             return []
-        chain, bond = economy.chain, economy.chain.params.slot_bond
+        chain, bond = economy.chain, economy.chain.params.min_reserve
         short = [key for key in economy.mine if chain.worker(key).bond < bond]
         return [chain.register(key, bond=bond - chain.worker(key).bond) for key in short]
 
@@ -195,7 +195,7 @@ LOSING = (
     Case("withholding answers", lambda: Withholding(False), _MARKET, 8 * TILE, seeds=3),
     Case("withholding answers, bond refilled", lambda: Withholding(True), _MARKET, 8 * TILE, seeds=3),
     Case("answering in the last block only", Delaying, _MARKET, TILE // 50, seeds=4),
-    Case("hoarding slots with 20 identities", Hoarding, _MARKET, 250 * TILE),
+    Case("hoarding places with 20 identities", Hoarding, _MARKET, 50 * TILE),
     Case("cancelling once products are seen", lambda: Cancelling(False), _OWNER_ONLY, TILE // 20_000, Purchase),
 )
 LIMITS = (

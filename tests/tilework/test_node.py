@@ -244,9 +244,9 @@ def test_a_worker_registers_and_retires(tmp_path: Path) -> None:
         sent = json.loads(run("worker", "register", "--packets", "2", "--json", **at).output)
         assert sent["height"] is not None
         state = status()
-        assert (state["registered"], state["bond"], state["max_packets"]) == (True, 200 * TILE, 2)
+        assert (state["registered"], state["bond"], state["announced"]["places"]) == (True, 20 * TILE, 2)
         run("worker", "register", "--packets", "2", "--min-price", "5", **at)
-        assert (status()["bond"], status()["min_price"]) == (200 * TILE, 5)
+        assert (status()["bond"], status()["announced"]["min_price"]) == (20 * TILE, 5)
         assert json.loads(run("worker", "stop", "--json", **at).output)["address"] == address
         assert status()["retired_at"] is not None
         assert fails(3, "already-retired", "worker", "stop", **at)

@@ -35,9 +35,11 @@ SLOTS = 8
 
 
 def rules(**changes: Any) -> ChainParams:
-    """Regtest with funded accounts and short lives, so that a job's end is near."""
+    """Regtest with funded accounts, short lives and quick ticks, so that a job's end is near."""
     allocations = tuple(Allocation(address, FUNDS) for address in (ALICE.address, BOB.address, WORKER.address))
-    return replace(params.regtest(1_700_000_000_000, allocations), **{"window": 6, "max_life": 400, **changes})
+    return replace(
+        params.regtest(1_700_000_000_000, allocations), **{"window": 6, "max_life": 400, "spacing_ms": 20, **changes}
+    )
 
 
 @dataclass
@@ -98,7 +100,7 @@ async def register_worker(url: str, key: WorkerKey = WORKER, slots: int = SLOTS,
     async with Gateway(url) as gateway:
         network = await gateway.network()
         purse = Purse(gateway, network, key.public_key)
-        bond = network.params.slot_bond * slots
+        bond = network.params.min_reserve * slots
         payload = RegisterWorker(key.x25519_key, min_price, MAX_UNIT_BYTES, slots, bond)
         (body,) = await purse.prepare([payload], "the registration")
         tx = key.transaction(body, network.genesis_hash)

@@ -30,7 +30,7 @@ from wallet.accounts.keys import SigningKey
 from wallet.client.gateway import Gateway, check_job_id, together
 from wallet.client.job import Cost, Group, Job, Progress, cancel, explain, require_key, unknown_job
 from wallet.client.matrices import Int8Matrix, Int32Matrix, Matmul, as_operands
-from wallet.client.offers import Offer, Terms, find_deal, life_blocks, make_offer
+from wallet.client.offers import Offer, Terms, find_deal, life_of, make_offer
 from wallet.client.purse import Purse, Sent
 from wallet.client.slicing import Grid, Slices, check_inner, cut
 from wallet.client.transactions import Rules
@@ -85,17 +85,17 @@ class Client:
         *,
         price: int | None = None,
         packets: int | None = None,
-        expiry_blocks: int | None = None,
+        life: int | None = None,
         memory_bound: int | None = None,
     ) -> Offer:
         """What buying x·w would take; nothing is sent. Arguments as for `submit`."""
         left, right = await asyncio.to_thread(_checked, x, w)
-        terms, params = Terms(price, packets, expiry_blocks, memory_bound), self.network.params
-        blocks = life_blocks(params, terms)
+        terms, params = Terms(price, packets, life, memory_bound), self.network.params
+        life = life_of(params, terms)
         workers, info = await asyncio.gather(self.gateway.workers(), self.gateway.info())
         deal = find_deal(params, workers, Shape(left.shape[0], left.shape[1], right.shape[1]), terms)
         slices = await asyncio.to_thread(cut, left, right, deal.grid)
-        return make_offer(params, slices, deal.price, blocks, info.height)
+        return make_offer(params, slices, deal.price, life, info.tick)
 
     async def order(self, offer: Offer, *, attempts: int = 1) -> Job:
         """Upload the operands and submit the jobs of an offer. attempts: how often unanswered packets are offered."""
@@ -110,22 +110,20 @@ class Client:
         *,
         price: int | None = None,
         packets: int | None = None,
-        expiry_blocks: int | None = None,
+        life: int | None = None,
         memory_bound: int | None = None,
         attempts: int = 1,
     ) -> Job:
         """Order x·w: x (m, k), w (k, n), integers in [−63, 63].
 
-        price: grains per 2⁴⁰ of weight (None: what half of the able slots work for). packets: about how many
-        (None: one for each slot, if the product is large enough). expiry_blocks: how long the offer stands (None: half
+        price: grains per 2⁴⁰ of weight (None: what half of the able places work for). packets: about how many
+        (None: one for each place, if the product is large enough). life: ticks for which the offer stands (None: half
         of the longest). memory_bound: bytes of the largest packet, operands and product, at most 32 MiB (None: what
-        half of the slots have). attempts: how often packets that nobody answered are offered; each may cost its escrow
+        half of the places have). attempts: how often packets that nobody answered are offered; each may cost its escrow
         if the node is wrong about the one before.
         Raises `WalletError`: matrix-invalid, shape-mismatch, sum-too-large, insufficient-balance, no-worker, …
         """
-        offer = await self.offer(
-            x, w, price=price, packets=packets, expiry_blocks=expiry_blocks, memory_bound=memory_bound
-        )
+        offer = await self.offer(x, w, price=price, packets=packets, life=life, memory_bound=memory_bound)
         return await self.order(offer, attempts=attempts)
 
     async def multiply(self, x: npt.ArrayLike, w: npt.ArrayLike, **terms: Any) -> Int32Matrix:

@@ -115,6 +115,7 @@ class Job:
         self._purse = purse
         self._key = key
         self._attempts_left = attempts - 1
+        self._life: int | None = None
         self._groups: list[Group] = []
         self._products: dict[int, Int32Matrix] = {}
         self._product: Int32Matrix | None = None
@@ -132,7 +133,7 @@ class Job:
 
     async def place(self, offer: Offer) -> None:
         """Upload the operands and send the jobs of `offer`. Raises `WalletError`, which names jobs already sent."""
-        key = self._require_key()
+        key, self._life = self._require_key(), offer.life
         await self._upload(part.payload for part in offer.parts)
         async with self._purse.sending:
             bodies = await self._purse.prepare([part.payload for part in offer.parts], "the job")
@@ -334,8 +335,8 @@ class Job:
         self._attempts_left -= 1
         payload = next(group.payload for group in self._groups if group.id == view.job)
         params, info = self._purse.network.params, await self._gateway.info()
-        blocks = params.max_life // 2 if view.opened_at is None else view.expiry - view.opened_at
-        await self.place(make_offer(params, self.slices, payload.price, blocks, info.height, packets))
+        life = params.max_life // 2 if self._life is None else self._life
+        await self.place(make_offer(params, self.slices, payload.price, life, info.tick, packets))
 
     async def _unanswered(self, packets: Sequence[int], view: JobView) -> WalletError:
         position, group = next(

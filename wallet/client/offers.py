@@ -22,13 +22,13 @@ SMALLEST_PACKET_MACS = 1 << 26
 class Terms:
     """What the client asks for; None leaves it to the market.
 
-    price: grains per 2⁴⁰ of weight. packets: about how many. expiry_blocks: how long the offer stands. memory_bound:
-    bytes     of the largest packet, operands and product.
+    price: grains per 2⁴⁰ of weight. packets: about how many. life: ticks for which the offer stands. memory_bound:
+    bytes of the largest packet, operands and product.
     """
 
     price: int | None = None
     packets: int | None = None
-    expiry_blocks: int | None = None
+    life: int | None = None
     memory_bound: int | None = None
 
 
@@ -47,7 +47,7 @@ class Offer:
     slices: Slices
     parts: tuple[Part, ...]
     price: int
-    expiry_blocks: int
+    life: int
     escrow: int
 
     @property
@@ -65,22 +65,22 @@ class Deal:
 
 
 def find_deal(params: ChainParams, workers: Sequence[WorkerView], shape: Shape, terms: Terms) -> Deal:
-    """Complete `terms` for X (m, k) times W (k, n) of `shape`: what suits the workers behind half of the slots or more.
+    """Complete `terms` for X (m, k) times W (k, n) of `shape`: what suits the workers of half of the places or more.
 
     Raises `WalletError`: price-too-low, no-worker (nobody active), no-able-worker, and those of `choose_grid`.
     """
     if terms.price is not None and terms.price < params.min_price:
         message = f"a price of {terms.price} is below the network's least, {params.min_price} grains per 2⁴⁰ of weight"
         raise WalletError("price-too-low", message, f"offer {params.min_price} or more", ExitCode.USAGE)
-    serving = [worker for worker in workers if worker.active and worker.slots]
+    serving = [worker for worker in workers if worker.active]
     if not serving:
         fix = "wait until one is, or start one: tilework node run --mine, then tilework worker register"
         raise WalletError("no-worker", "no worker is active on this network", fix)
     bound = terms.memory_bound
     if bound is None:
-        bound = min(MAX_UNIT_BYTES, _median([(worker.max_unit_bytes, worker.slots) for worker in serving]))
-    slots = sum(worker.slots for worker in serving)
-    packets = min(slots, worthwhile_packets(shape)) if terms.packets is None else terms.packets
+        bound = min(MAX_UNIT_BYTES, _median([(worker.max_unit_bytes, worker.places) for worker in serving]))
+    places = sum(worker.places for worker in serving)
+    packets = min(places, worthwhile_packets(shape)) if terms.packets is None else terms.packets
     grid = choose_grid(shape, bound, packets)
     roomy = [worker for worker in serving if worker.max_unit_bytes >= grid.unit_bytes]
     if not roomy:
@@ -90,38 +90,38 @@ def find_deal(params: ChainParams, workers: Sequence[WorkerView], shape: Shape, 
     least = min(worker.min_price for worker in roomy)
     price = terms.price
     if price is None:
-        # The upper half of the slots costs more; half of them is enough to be served.
-        price = max(params.min_price, _median([(worker.min_price, worker.slots) for worker in roomy]))
+        # The upper half of the places costs more; half of them is enough to be served.
+        price = max(params.min_price, _median([(worker.min_price, worker.places) for worker in roomy]))
     if price < least:
         message = f"no active worker with that much memory works for {price} grains per 2⁴⁰ of weight"
         raise WalletError("no-able-worker", message, f"offer {least} or more")
     return Deal(price, grid)
 
 
-def life_blocks(params: ChainParams, terms: Terms) -> int:
+def life_of(params: ChainParams, terms: Terms) -> int:
     """How long an offer stands: by default half of what is allowed. Raises `WalletError` (expiry-invalid)."""
-    if terms.expiry_blocks is None:
+    if terms.life is None:
         return params.max_life // 2
     # The transaction waits for a block or two, and a packet must still have a whole window.
     least = 2 * params.window
-    if not least <= terms.expiry_blocks <= params.max_life:
-        message = f"an offer cannot stand for {terms.expiry_blocks} blocks"
-        raise WalletError("expiry-invalid", message, f"choose {least} to {params.max_life} blocks", ExitCode.USAGE)
-    return terms.expiry_blocks
+    if not least <= terms.life <= params.max_life:
+        message = f"an offer cannot stand for {terms.life} ticks"
+        raise WalletError("expiry-invalid", message, f"choose {least} to {params.max_life} ticks", ExitCode.USAGE)
+    return terms.life
 
 
 def make_offer(
-    params: ChainParams, slices: Slices, price: int, blocks: int, height: int, wanted: Sequence[int] | None = None
+    params: ChainParams, slices: Slices, price: int, life: int, tick: int, wanted: Sequence[int] | None = None
 ) -> Offer:
-    """The jobs that buy the packets `wanted` (indices; None: all), expiring `blocks` after `height`."""
+    """The jobs that buy the packets `wanted` (indices; None: all), expiring `life` ticks after `tick`."""
     indices = range(len(slices.packets)) if wanted is None else wanted
     parts = tuple(
-        Part(_payload(slices, packets, price, height + blocks), tuple(packets))
+        Part(_payload(slices, packets, price, tick + life), tuple(packets))
         for packets in into_jobs(slices, params, indices)
     )
     fees = [jobs.job_fees(params, part.payload) for part in parts]
     escrow = sum(sum(part) for part in fees)
-    return Offer(slices, parts, price, blocks, escrow)
+    return Offer(slices, parts, price, life, escrow)
 
 
 def worthwhile_packets(shape: Shape) -> int:

@@ -95,8 +95,8 @@ def header_of(chain: ReadChain, entry: HeaderEntry) -> HeaderView:
 
 
 def _info(chain: ReadChain) -> ChainInfo:
-    params, tip = chain.params, chain.tip
-    root = chain.read(state.root_of) if (outcome := chain.archive.outcome(tip.id)) is None else outcome.state_root
+    params = chain.params
+    tip, root, tick = chain.read(lambda reader: (chain.tip, state.root_of(reader), state.ledger(reader).tick))
     return ChainInfo(
         network=params.network,
         chain_id=params.chain_id,
@@ -110,12 +110,13 @@ def _info(chain: ReadChain) -> ChainInfo:
         best_header_height=chain.best_header.height,
         snapshot_height=chain.base.height,
         state_root=root.hex(),
+        tick=tick,
         syncing=is_syncing(chain),
         spacing_ms=params.spacing_ms,
         maturity=params.maturity,
         window=params.window,
         max_life=params.max_life,
-        slot_bond=params.slot_bond,
+        min_reserve=params.min_reserve,
         min_price=params.min_price,
         min_fee=params.min_fee,
         retention=params.retention,

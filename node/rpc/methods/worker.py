@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from api.params import OfWorker, WorkerListing
-from api.work import WorkerView
+from api.work import DeclarationView, WorkerView
 from consensus.params import ChainParams
 from consensus.rules import workers
-from consensus.state import WORKERS, StateReader, Worker
+from consensus.state import WORKERS, StateReader, Worker, ledger
 from node.chain.headers import HeaderEntry
 from node.rpc.context import Context
 from node.rpc.registry import Table
@@ -16,44 +16,48 @@ TABLE: Table[Context] = Table()
 
 @TABLE.method("worker_get")
 async def worker_get(node: Context, params: OfWorker) -> WorkerView:
-    """A worker's registration, bond, score and packets. `registered` is false for any other account."""
+    """A worker's declaration, bond, record and packets. `registered` is false for any other account."""
     address = node.address(params.address)
-    worker, height = await node.read(lambda reader, tip: (WORKERS.get(reader, address), tip.height))
-    return _view(node.chain.params, params.address.lower(), worker, height)
+    worker, tick = await node.read(lambda reader, _tip: (WORKERS.get(reader, address), ledger(reader).tick))
+    return _view(node.chain.params, params.address.lower(), worker, tick)
 
 
 @TABLE.method("worker_list")
 async def worker_list(node: Context, params: WorkerListing) -> list[WorkerView]:
-    """The registered workers, best score first."""
+    """The registered workers, those who earned most first."""
     rules = node.chain.params
 
-    def everybody(reader: StateReader, tip: HeaderEntry) -> tuple[list[tuple[bytes, Worker]], int]:
-        best = list(WORKERS.scan(reader))
+    def everybody(reader: StateReader, _tip: HeaderEntry) -> tuple[list[tuple[bytes, Worker]], int]:
+        tick, best = ledger(reader).tick, list(WORKERS.scan(reader))
         if params.active_only:
-            best = [(address, worker) for address, worker in best if workers.is_active(rules, worker, tip.height)]
-        best.sort(key=lambda pair: (-pair[1].score, -pair[1].bond, pair[0]))
-        return best[: params.limit], tip.height
+            best = [(address, worker) for address, worker in best if workers.is_active(rules, worker, tick)]
+        best.sort(key=lambda pair: (-pair[1].paid, -pair[1].bond, pair[0]))
+        return best[: params.limit], tick
 
-    best, height = await node.read(everybody)
-    return [_view(rules, node.text(address), worker, height) for address, worker in best]
+    best, tick = await node.read(everybody)
+    return [_view(rules, node.text(address), worker, tick) for address, worker in best]
 
 
-def _view(rules: ChainParams, address: str, worker: Worker | None, height: int) -> WorkerView:
+def _view(rules: ChainParams, address: str, worker: Worker | None, tick: int) -> WorkerView:
     if worker is None:
-        return WorkerView(address, False, False, 0, 0, 0, 0, 0, 0, 0, 0, 0, None, ())
+        return WorkerView(address, False, False, 0, 0, 0, 0, 0, None, 0, None, 0, 0, 0, ())
+    declared, announced = worker.declared, worker.announced
     return WorkerView(
         address=address,
         registered=worker.retired_at == 0,
-        active=workers.is_active(rules, worker, height),
+        active=workers.is_active(rules, worker, tick),
         bond=worker.bond,
-        score=worker.score,
-        slots=workers.slot_count(rules, worker),
-        slots_used=len(worker.slots),
-        min_price=worker.min_price,
-        max_unit_bytes=worker.max_unit_bytes,
-        max_packets=worker.max_packets,
-        since=worker.since,
+        reserved=worker.reserved,
+        places=declared.places,
+        min_price=declared.min_price,
+        max_unit_bytes=declared.max_unit_bytes,
+        announced=DeclarationView(worker.announced_for, announced.min_price, announced.max_unit_bytes, announced.places)
+        if worker.announced_for
+        else None,
         seen=worker.seen,
         retired_at=worker.retired_at or None,
-        held=tuple(slot.packet_id.hex() for slot in worker.slots),
+        paid=worker.paid,
+        burned=worker.burned,
+        missed=worker.missed,
+        held=tuple(holding.packet_id.hex() for holding in worker.holds),
     )

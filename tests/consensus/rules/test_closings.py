@@ -111,4 +111,4 @@ def test_a_window_that_ends_in_the_middle_of_the_sweep() -> None:
         assert chain.group(offer) is None
         assert records(chain) == 0
         assert chain.supply()[0] == chain.supply()[1]
-        assert chain.worker(DAVE).slots == chain.worker(ERIN).slots == ()
+        assert chain.worker(DAVE).holds == chain.worker(ERIN).holds == ()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import pytest
 
 from consensus import state
 from consensus.events import Dealt
+from consensus.rules import assignment
+from consensus.rules.execution import Execution
+from consensus.state import StateReader
 from tests.builders import (
     ALICE,
     BOB,
@@ -29,10 +34,10 @@ from tests.builders import (
 WINDOW = 10
 
 
-def draw(ticket: bytes, worker: Key, slot: int = 0) -> bytes:
-    """H("tw/deal", r ‖ worker ‖ u32 slot)."""
-    data = ticket + worker.address + slot.to_bytes(4, "little")
-    return hashlib.blake2b(data, digest_size=32, person=b"tw/deal").digest()
+def draw(ticket: bytes, packet_id: bytes, number: int, count: int) -> int:
+    """H("tw/deal", r ‖ packet ‖ u32 try) mod N."""
+    data = ticket + packet_id + number.to_bytes(4, "little")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=32, person=b"tw/deal").digest(), "big") % count
 
 
 def ticket_of(chain: ChainBuilder, height: int) -> bytes:
@@ -44,10 +49,24 @@ def ticket_of(chain: ChainBuilder, height: int) -> bytes:
     return node.header.core.parent_ticket
 
 
-def order(chain: ChainBuilder, workers: Any = WORKERS) -> list[Key]:
-    """Workers of one slot each in the order of the draw that the tip's block made."""
-    ticket = ticket_of(chain, max(0, chain.height - 4))
-    return sorted(workers, key=lambda worker: draw(ticket, worker))
+def array(chain: ChainBuilder) -> list[tuple[bytes, int]]:
+    """The places (worker, number) in the order of the array."""
+    return [(place.worker, place.number) for _, place in state.PLACES.scan(chain.state)]
+
+
+def tried(chain: ChainBuilder, packet_id: bytes, tries: int = 64) -> list[tuple[bytes, int]]:
+    """The places that a packet tries in the block after the tip, in order."""
+    ticket, places = ticket_of(chain, max(0, chain.height + 1 - 4)), array(chain)
+    return [places[draw(ticket, packet_id, number, len(places))] for number in range(tries)]
+
+
+def expected_deals(chain: ChainBuilder, packets: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """Who is dealt what in the block after the tip, if workers have a place each and the packets are of one group."""
+    dealt: list[tuple[bytes, bytes]] = []
+    for packet_id in packets:
+        free = (worker for worker, _ in tried(chain, packet_id) if worker not in {holder for _, holder in dealt})
+        dealt += [(packet_id, worker) for worker in islice(free, 1)]
+    return dealt
 
 
 def deals(chain: ChainBuilder) -> list[tuple[bytes, bytes]]:
@@ -59,20 +78,23 @@ def job(chain: ChainBuilder, packets: int = 1, seed: int = 0, **options: Any) ->
     return chain.job(ALICE, operand(64 * packets, 64, seed), operand(64, 64, 99), rows=64, **options)
 
 
-def test_slots_are_drawn_by_the_ticket_of_four_blocks_ago() -> None:
+def test_places_are_drawn_by_the_ticket_of_four_blocks_ago() -> None:
     chain = worker_chain(WORKERS)
+    chain.mine()
     group = job(chain, 3)
+    expected = expected_deals(chain, group.packets)
     chain.mine([group.transaction])
-    assert deals(chain) == [(p, w.address) for p, w in zip(group.packets, order(chain)[:3], strict=True)]
+    assert deals(chain) == expected
+    assert len(expected) == 3
 
 
 def test_the_draw_changes_with_every_block() -> None:
     chain = worker_chain(WORKERS)
-    orders = []
+    draws = []
     for _ in range(6):
         chain.mine()
-        orders.append(tuple(worker.name for worker in order(chain)))
-    assert len(set(orders)) > 3
+        draws.append(tuple(tried(chain, bytes(32))))
+    assert len(set(draws)) == 6
 
 
 def test_the_first_draws_use_the_genesis_ticket() -> None:
@@ -90,7 +112,7 @@ def test_dearest_first_then_oldest() -> None:
     cheap, first, second, dear = (job(chain, seed=n, price=price) for n, price in enumerate((10, 50, 50, 90)))
     chain.mine([offer.transaction for offer in (cheap, first, second, dear)])
     expected = [dear.packets[0], first.packets[0], second.packets[0], cheap.packets[0]]
-    assert deals(chain) == [(p, w.address) for p, w in zip(expected, order(chain), strict=False)]
+    assert [packet for packet, _ in deals(chain)] == expected
 
 
 def test_a_missed_packet_keeps_its_age() -> None:
@@ -102,76 +124,125 @@ def test_a_missed_packet_keeps_its_age() -> None:
         chain.mine()
     young = job(chain, seed=2)
     chain.mine([young.transaction])
-    assert [packet for packet, _ in deals(chain)] == [old.packets[0]], "the only able worker takes the older packet"
+    assert [packet for packet, _ in deals(chain)] == [old.packets[0]], "whoever has a bond left takes the older"
     assert deals(chain)[0][1] != loser
 
 
-def with_record(workers: Any = (DAVE, ERIN)) -> ChainBuilder:
-    """A chain on which DAVE has five slots, for his record allows more, and the others of `workers` one each."""
-    chain = worker_chain(workers)
-    chain.mine([chain.register(DAVE, packets=5, bond=400 * 10**9)])
-    while chain.worker(DAVE).score < 32:
-        warm_up = job(chain, seed=5)
-        chain.mine([warm_up.transaction])
-        chain.mine(results=chain.answers(warm_up))
+def with_five(**changes: Any) -> ChainBuilder:
+    """A chain on which DAVE has five places and ERIN one; `changes` as for `regtest`."""
+    chain = ChainBuilder(regtest(**changes), worked=False)
+    chain.mine([chain.register(DAVE, packets=5), chain.register(ERIN)], count=8)
     return chain
 
 
-def next_draw(chain: ChainBuilder, slots: list[tuple[Key, int]]) -> list[tuple[Key, int]]:
-    """The order of `slots` in the draw of the block after the tip."""
-    ticket = ticket_of(chain, chain.height + 1 - 4)
-    return sorted(slots, key=lambda slot: draw(ticket, *slot))
-
-
-def test_pass_one_spreads_a_group_over_workers_that_hold_none_of_it() -> None:
-    """DAVE's slots come first and second in the draw, ERIN's later: the second packet is hers all the same. Pass two
-    then gives the rest of an open group to any able slot, in the order of the draw."""
-    chain = with_record()
-    slots = [(DAVE, index) for index in range(5)] + [(ERIN, 0)]
-    while {worker for worker, _ in next_draw(chain, slots)[:2]} != {DAVE}:
-        chain.mine()
-    drawn = next_draw(chain, slots)
+def test_the_first_half_of_the_tries_spreads_a_group_over_workers_that_hold_none_of_it() -> None:
+    """One packet goes to each of both workers, wherever the tries lead first; what is left goes to any free place."""
+    chain = with_five()
     group = job(chain, 4, seed=6)
     chain.mine([group.transaction])
-    expected = [drawn[0], (ERIN, 0), drawn[1], [slot for slot in drawn if slot[0] is DAVE][2]]
-    found = [(e.worker, e.slot) for e in chain.tip.transition.events if isinstance(e, Dealt)]
-    assert found == [(worker.address, slot) for worker, slot in expected]
+    holders = [worker for _, worker in deals(chain)]
+    assert set(holders[:2]) == {DAVE.address, ERIN.address}
+    assert holders[2:] == [DAVE.address] * 2, "and those came from the second half of the tries"
 
 
-def test_pass_one_counts_what_was_dealt_in_earlier_blocks() -> None:
-    """DAVE holds the group's first packet when slots become free, his first in the draw: the second goes to ERIN."""
-    chain = with_record()
-    blocker = job(chain, 2, seed=7)
-    chain.mine([blocker.transaction])
-    hers = next(packet_id for packet_id in blocker.packets if chain.holder(packet_id) is ERIN)
-    chain.mine([chain.register(DAVE, packets=2, bond=0)])
-    group = job(chain, 2, seed=8, price=1)
+def test_a_group_is_given_to_one_worker_twice_by_the_second_half_of_the_tries_only() -> None:
+    chain = ChainBuilder(worked=False)
+    chain.mine([chain.register(DAVE, packets=5)], count=9)
+    group = job(chain, 2, seed=6)
+    tries = [tried(chain, packet_id) for packet_id in group.packets]
+    first = tries[0][0]
+    second = next(place for place in tries[1][32:] if place != first)
     chain.mine([group.transaction])
-    assert [chain.holder(packet_id) for packet_id in group.packets] == [DAVE, None], "two of DAVE's two slots are taken"
-    taken = {slot.index for slot in chain.worker(DAVE).slots}
-    free = [(DAVE, index) for index in range(5) if index not in taken] + [(ERIN, 0)]
-    while next_draw(chain, free)[0][0] is not DAVE:
-        chain.mine()
-    chain.mine([chain.register(DAVE, packets=5, bond=0)], [chain.result(hers)])
+    found = [(e.worker, e.place) for e in chain.tip.transition.events if isinstance(e, Dealt)]
+    assert found == [first, second]
+
+
+def test_what_was_dealt_in_earlier_blocks_counts() -> None:
+    """DAVE holds the group's first packet, so in the first half of the tries the second goes to ERIN alone."""
+    chain = with_five()
+    blocker = job(chain, 6, seed=7, price=2)
+    chain.mine([blocker.transaction])
+    assert len(chain.held(blocker)) == 6
+    of_erin = next(packet_id for packet_id in blocker.packets if chain.holder(packet_id) is ERIN)
+    group = job(chain, 2, seed=8, price=1)
+    of_dave = next(packet_id for packet_id in blocker.packets if chain.holder(packet_id) is DAVE)
+    chain.mine([group.transaction], [chain.result(of_dave)])
+    assert [chain.holder(packet_id) for packet_id in group.packets] == [DAVE, None]
+    another = next(packet_id for packet_id in blocker.packets if chain.holder(packet_id) is DAVE)
+    chain.mine(results=[chain.result(of_erin), chain.result(another)])
     assert chain.holder(group.packets[1]) is ERIN
 
 
-def test_slots_held_beyond_a_shrunken_word_count() -> None:
-    """DAVE holds a packet in a slot other than his first, then declares a single one: it is taken."""
-    chain = with_record((DAVE,))
-    slots = [(DAVE, index) for index in range(5)]
-    while next_draw(chain, slots)[0][1] == 0:
-        chain.mine()
-    first = job(chain, seed=9)
+def test_a_worker_takes_no_more_than_it_declares_whichever_place_is_tried() -> None:
+    """A declaration of a single place: what is held beyond it counts, and nothing is dealt until it is answered."""
+    chain = with_five(window=40)
+    first = job(chain, 3, seed=9, price=3)
     chain.mine([first.transaction])
-    assert chain.worker(DAVE).slots[0].index > 0
-    chain.mine([chain.register(DAVE, bond=0), job(chain, seed=10).transaction])
-    assert deals(chain) == []
-    chain.mine(results=chain.answers(first))
-    assert len(deals(chain)) == 1
+    chain.mine([chain.register(DAVE, bond=0), chain.register(ERIN, bond=0, min_price=1 << 50)], count=9)
+    assert set(array(chain)) == {(DAVE.address, 0), (ERIN.address, 0)}
+    assert len(chain.worker(DAVE).holds) == 2
+    second = job(chain, seed=10)
+    chain.mine([second.transaction])
+    assert chain.held(second) == []
+    chain.mine(results=[chain.result(holding.packet_id) for holding in chain.worker(DAVE).holds])
+    assert chain.holder(second.packets[0]) is DAVE
 
 
-def test_a_slot_is_dealt_once() -> None:
+def test_a_packet_is_dealt_only_where_the_free_bond_bears_four_fees() -> None:
+    """Four TILE ask for 16 of the bond: one of 30 for three places bears one such packet, and a small one."""
+    chain = ChainBuilder(worked=False)
+    chain.mine([chain.register(DAVE, packets=3)], count=8)
+    dear = chain.job(ALICE, operand(128, 64, 1), operand(64, 64, 2), rows=64, price=10**9 << 20, max_base_fee=10**9)
+    fee = state.PACKETS.get(chain.mine([dear.transaction]).state, dear.packets[0]).fee  # type: ignore[union-attr]
+    assert fee == 4 * 10**9
+    assert len(chain.held(dear)) == 1
+    assert chain.worker(DAVE).reserved == 4 * fee
+    small = job(chain, 3, seed=3)
+    chain.mine([small.transaction])
+    assert len(chain.held(small)) == 1, "16 and 10 TILE are reserved"
+    assert chain.worker(DAVE).reserved == 4 * fee + 10 * 10**9
+    chain.mine(results=chain.answers(dear, small))
+    assert chain.worker(DAVE).reserved == 4 * fee + 10 * 10**9, "the next two are dealt in the same block"
+
+
+def test_the_cost_of_dealing_does_not_grow_with_the_places() -> None:
+    """Counted in reads of the state, while nobody is able to make what waits."""
+    reads = []
+    for workers in (4, 60):
+        chain = ChainBuilder(worked=False)
+        keys = [Key(f"crowd {number}") for number in range(workers)]
+        chain.mine([chain.transfer(ALICE, key, 70 * 10**9) for key in keys])
+        chain.mine([chain.register(key, packets=6, min_price=1 << 50) for key in keys], count=9)
+        assert len(array(chain)) == 6 * workers
+        group = job(chain, 4)
+        chain.mine([group.transaction])
+        counted = Counting(chain.state)
+        block = Execution(chain.params, counted, chain.height + 1, 10**13, bytes(20))
+        counted.reads = 0
+        assignment.deal(block, bytes(32))
+        reads.append(counted.reads)
+    assert reads[1] <= 4 * 2 * 64 + 4 * 8
+    assert reads[1] < 15 * reads[0]
+
+
+class Counting:
+    """A state that counts what is read of it."""
+
+    def __init__(self, below: StateReader) -> None:
+        self._below = below
+        self.reads = 0
+
+    def get(self, key: bytes) -> bytes | None:
+        self.reads += 1
+        return self._below.get(key)
+
+    def scan(self, prefix: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        for pair in self._below.scan(prefix, after):
+            self.reads += 1
+            yield pair
+
+
+def test_a_place_is_dealt_once() -> None:
     chain = worker_chain([DAVE])
     group = job(chain, 3)
     chain.mine([group.transaction])
@@ -190,8 +261,8 @@ def test_a_unit_beyond_a_workers_word_is_not_dealt_to_it() -> None:
         group = job(chain)
         chain.mine([group.transaction])
         assert chain.holder(group.packets[0]) in (ERIN, None)
-    assert chain.worker(DAVE).slots == ()
-    assert chain.worker(ERIN).slots != ()
+    assert chain.worker(DAVE).holds == ()
+    assert chain.worker(ERIN).holds != ()
 
 
 @pytest.mark.parametrize(("min_price", "dealt"), [(100, 4), (101, 0)])
@@ -229,11 +300,9 @@ def test_no_more_packets_are_examined_than_the_params_say() -> None:
 
 
 def test_two_groups_do_not_count_as_one() -> None:
-    chain = worker_chain([DAVE])
-    chain.mine([chain.register(DAVE, packets=5, bond=400 * 10**9)])
-    warm_up = job(chain, seed=5)
-    chain.mine([warm_up.transaction])
-    chain.mine(results=chain.answers(warm_up))
+    """Two packets of two jobs go to one worker within the tries that spread a group."""
+    chain = ChainBuilder(regtest(max_tries=12), worked=False)
+    chain.mine([chain.register(DAVE, packets=5)], count=8)
     first, second = job(chain, seed=6), chain.job(BOB, operand(64, 64, 7), operand(64, 64, 8))
     chain.mine([first.transaction, second.transaction])
     assert len(deals(chain)) == 2
@@ -267,7 +336,7 @@ def test_products_held_leave_room_for_their_answers() -> None:
 
 def test_a_packet_that_nobody_is_able_to_make_takes_no_room() -> None:
     chain = worker_chain(WORKERS, window=2, retention=200)
-    chain.mine([chain.register(worker, bond=0, max_unit_bytes=1 << 20) for worker in WORKERS])
+    chain.mine([chain.register(worker, bond=0, max_unit_bytes=1 << 20) for worker in WORKERS], count=9)
     wide = wide_jobs(chain, 3)
     small = job(chain, price=1)
     chain.mine([*(one.transaction for one in wide), small.transaction])
@@ -327,3 +396,24 @@ def test_a_short_queue_is_looked_at_once() -> None:
     chain.mine([group.transaction])
     chain.mine([chain.register(worker) for worker in (DAVE, ERIN, FRANK)], count=9)
     assert sorted(packet for packet, _ in deals(chain)) == sorted(group.packets)
+
+
+def test_nothing_is_dealt_whose_operands_are_not_kept_for_long() -> None:
+    """Blocks that do not tick outrun a job's expiry; nodes keep its operands by height, so it leaves the queue in time.
+
+    Opened at height 9 for 100 ticks, kept through 9 + 100 + 120: dealt while the height is below 169.
+    """
+    for waits, dealt in ((168 - 9, 1), (169 - 9, 0)):
+        chain = ChainBuilder(regtest(retention=120, max_reorg=100), worked=False)
+        chain.mine(count=8)
+        group = job(chain, expiry=109, price=1)
+        chain.mine([group.transaction])
+        assert chain.group(group).kept_until == 9 + 100 + 120  # type: ignore[union-attr]
+        chain.mine([chain.register(DAVE)], count=8)
+        quick = chain.tip.header.core.time_ms
+        for step in range(waits - 8 - 1):
+            chain.mine(time_ms=quick + step + 1)
+        assert chain.held(group) == []
+        chain.mine()
+        assert chain.height == 9 + waits
+        assert len(deals(chain)) == dealt

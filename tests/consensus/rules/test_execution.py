@@ -347,7 +347,7 @@ def test_any_blocks_keep_the_supply_and_can_be_undone(story: list[tuple[list[tup
     assert [key for table in tables for key, _ in table.scan(player.chain.state)] == []
     for key in WORKERS:
         worker = state.WORKERS.get(player.chain.state, key.address)
-        assert worker is None or worker.slots == ()
+        assert worker is None or worker.holds == ()
     issued, held = player.chain.supply()
     assert issued == held
 

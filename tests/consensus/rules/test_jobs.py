@@ -270,7 +270,7 @@ def test_what_is_held_at_completion_keeps_its_window_and_is_not_fined() -> None:
     assert events(chain, Dropped) == [Dropped(job.id, job.packets[3], worker.address)]
     assert events(chain, Closed) == [Closed(job.id, ALICE.address, FEE, 3, Ending.COMPLETED)]
     record = chain.worker(worker)
-    assert (record.bond, record.slots, record.missed) == (100 * TILE, (), 0), "dropped is not missed"
+    assert (record.bond, record.holds, record.missed) == (10 * TILE, (), 0), "dropped is not missed"
     assert leftovers(chain) == 0
 
 
@@ -471,7 +471,7 @@ def test_a_cancelled_groups_missed_packets_are_fined_but_not_queued_again() -> N
     chain.mine([chain.cancel(ALICE, job)], count=WINDOW)
     assert len(events(chain, Missed)) == 2
     assert events(chain, Closed) == [Closed(job.id, ALICE.address, 4 * FEE, 0, Ending.CANCELLED)]
-    assert chain.worker(DAVE).bond == 75 * TILE
+    assert chain.worker(DAVE).bond == 0
     assert leftovers(chain) == 0
 
 

@@ -167,7 +167,7 @@ def test_operands_of_open_groups_are_kept_as_long_as_everywhere(builder: ChainBu
     chain = fresh_chain(builder, store)
     add_headers(chain, builder)
     join(chain, builder, 50)
-    duties = chain.read(lambda reader: open_operands(chain.params, reader))
+    duties = chain.read(lambda reader: open_operands(chain.params, reader, 50))
     assert set(chain.missing_operands()) == set(duties)
     for commitment, height in duties.items():
         chain.keep_tensor(commitment, 1)

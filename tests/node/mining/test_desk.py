@@ -12,7 +12,6 @@ from consensus.tensor import Tensor
 from consensus.work import evaluate, evaluate_idle, winning_tiles
 from node.mining.desk import MAX_AGE_SPACINGS, MAX_OUTSTANDING, DeskError, DeskReason, WorkDesk, WorkUnit
 from tests.builders import ALICE, DAVE, MINER, operand, regtest
-from tests.node.mining.test_producer import give_score
 from tests.node.rig import Rig, asynchronous, worker_key
 
 
@@ -72,7 +71,6 @@ async def test_an_idle_unit_that_wins_is_a_block_of_its_worker() -> None:
 async def test_held_packets_come_once_per_tip_then_idle_units() -> None:
     rig = Rig()
     await rig.with_workers(DAVE, packets=4)
-    await give_score(rig, DAVE)
     job = rig.builder.job(ALICE, operand(128, 4096, 1), operand(4096, 64, 2), rows=64)
     await rig.submit(job)
     await rig.mine()

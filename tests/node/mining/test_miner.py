@@ -20,7 +20,6 @@ from node.chain.store import StorageError
 from node.compute import InlineCompute, ThreadCompute
 from node.mining.miner import Miner
 from tests.builders import ALICE, BOB, DAVE, ERIN, Key, exact, operand, regtest
-from tests.node.mining.test_producer import give_score
 from tests.node.rig import Rig, asynchronous, worker_key
 from tests.node.virtual_time import run
 from worker.compute import LowPriorityCompute
@@ -191,7 +190,6 @@ async def test_each_packet_is_made_once_whatever_becomes_of_its_block() -> None:
 async def test_it_goes_on_with_the_next_packet_on_the_new_tip() -> None:
     rig = Rig()
     await rig.with_workers(DAVE, packets=4)
-    await give_score(rig, DAVE)
     job = rig.builder.job(ALICE, operand(192, 4096, 1), operand(4096, 64, 2), rows=64, max_base_fee=100)
     await rig.submit(job)
     await rig.mine()

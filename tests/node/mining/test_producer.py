@@ -14,7 +14,7 @@ from consensus.difficulty import median_time
 from consensus.errors import ConsensusError, Reason
 from consensus.params import MAX_BODY_TX_BYTES, MAX_TENSOR_BYTES, TILE, GasSchedule
 from consensus.shape import Shape
-from consensus.state import PACKETS
+from consensus.state import PACKETS, ledger
 from consensus.tensor import Tensor
 from consensus.transaction import CancelJob, Output, Transfer
 from consensus.work import evaluate, winning_tiles
@@ -146,10 +146,11 @@ async def test_tensors_fill_a_block_and_shared_ones_count_once() -> None:
 async def test_the_units_own_product_has_its_room() -> None:
     rig = Rig()
     await rig.submit(rig.builder.job(ALICE, operand(64, 64, 1), operand(64, 64, 2)))
-    full = assemble(rig.chain, rig.pool, rig.results, MAX_TENSOR_BYTES - 2 * 4096)
+    time_ms = rig.now_ms
+    full = assemble(rig.chain, rig.pool, rig.results, time_ms, MAX_TENSOR_BYTES - 2 * 4096)
     assert len(full.body.transactions) == 1
     assert full.tensor_bytes == 2 * 4096
-    less = assemble(rig.chain, rig.pool, rig.results, MAX_TENSOR_BYTES - 2 * 4096 + 1)
+    less = assemble(rig.chain, rig.pool, rig.results, time_ms, MAX_TENSOR_BYTES - 2 * 4096 + 1)
     assert less.body.transactions == ()
 
 
@@ -186,7 +187,6 @@ async def test_nobody_mines_a_packet_that_is_not_his() -> None:
 async def test_held_packets_come_by_deadline_and_those_of_complete_groups_last() -> None:
     rig = Rig()
     await rig.with_workers(DAVE, packets=4)
-    await give_score(rig, DAVE)
     early = rig.builder.job(ALICE, operand(128, 64, 1), operand(64, 64, 2), rows=64, threshold=1)
     await rig.submit(early)
     await rig.mine()
@@ -203,14 +203,26 @@ async def test_held_packets_come_by_deadline_and_those_of_complete_groups_last()
     assert rig.producer.held(MINER.address) == []
 
 
-async def give_score(rig: Rig, key: Key) -> None:
-    """Let a worker earn the trust that more than one slot takes."""
-    job = rig.builder.job(CAROL, operand(64, 64, 8), operand(64, 64, 9), price=1 << 40)
+@asynchronous
+async def test_a_body_serves_only_times_on_its_side_of_the_next_tick() -> None:
+    """A job whose expiry is just far enough unless the block ticks: what it leaves to others hangs on that."""
+    rig = Rig()
+    await rig.mine(3)
+    expiry = ledger(rig.builder.state).tick + rig.params.window + 1
+    job = rig.builder.job(ALICE, operand(64, 64, 1), operand(64, 64, 2), expiry=expiry)
     await rig.submit(job)
-    await rig.mine()
-    await rig.answer(job.packets[0])
-    await rig.mine()
-    assert rig.builder.worker(key).score >= 8 * 3
+    chosen = []
+    for delay_ms in (499, 250, 500, 2000):
+        rig.now_ms = rig.chain.tip.core.time_ms + delay_ms
+        candidate = rig.producer.candidate(rig.producer.idle_unit, MINER.address)
+        assert candidate.core.time_ms == rig.now_ms
+        chosen.append(rig.producer._assembly)
+    assert chosen[0] is chosen[1] is not chosen[2]
+    assert chosen[2] is chosen[3]
+    assert [assembly.ticks for assembly in chosen if assembly] == [False, False, True, True]
+    rig.now_ms = rig.chain.tip.core.time_ms + 499
+    await rig.intake.block(await rig.seal(rig.producer.candidate(rig.producer.idle_unit, MINER.address)))
+    assert rig.builder.group(job) is not None, "the block did not tick, so the job was in time"
 
 
 # --- reading beside imports

@@ -196,8 +196,8 @@ def test_matrices_that_cannot_be_multiplied(network: Running, x: Any, w: Any, co
         ({"packets": -1}, "packets-invalid"),
         ({"memory_bound": 100}, "memory-bound"),
         ({"memory_bound": MAX_UNIT_BYTES + 1}, "memory-bound"),
-        ({"expiry_blocks": 3}, "expiry-invalid"),
-        ({"expiry_blocks": 10**6}, "expiry-invalid"),
+        ({"life": 3}, "expiry-invalid"),
+        ({"life": 10**6}, "expiry-invalid"),
     ],
 )
 def test_terms_that_nobody_can_meet(network: Running, terms: dict[str, int], code: str) -> None:
@@ -238,18 +238,18 @@ def test_jobs_that_do_not_exist_or_are_about_other_matrices(network: Running) ->
 # -- jobs that come to nothing
 
 
-def unwanted(client: Client, x: Int64, w: Int64, height: int, blocks: int = 12) -> Any:
+def unwanted(client: Client, x: Int64, w: Int64, tick: int, life: int = 12) -> Any:
     """An offer below the price of every worker."""
     left, right = x.astype(np.int8), w.astype(np.int8)
     grid = choose_grid(Shape(left.shape[0], left.shape[1], right.shape[1]), packets=2)
-    return make_offer(client.network.params, cut(left, right, grid), 1, blocks, height)
+    return make_offer(client.network.params, cut(left, right, grid), 1, life, tick)
 
 
 def test_an_expired_job_says_why_and_returns_the_escrow(network: Running) -> None:
     async def body() -> None:
         x, w = matrices(128, 64, 64, seed=5)
         async with Client(network.url, ALICE) as client:
-            job = await client.order(unwanted(client, x, w, (await client.gateway.info()).height))
+            job = await client.order(unwanted(client, x, w, (await client.gateway.info()).tick))
             with pytest.raises(WalletError, match=r"2 of 2 packets unanswered.*expired at height") as caught:
                 await job.result()
             assert caught.value.code == "job-expired"
@@ -263,7 +263,7 @@ def test_unanswered_packets_are_offered_as_often_as_asked(network: Running) -> N
     async def body() -> None:
         x, w = matrices(128, 64, 64, seed=6)
         async with Client(network.url, ALICE) as client:
-            job = await client.order(unwanted(client, x, w, (await client.gateway.info()).height), attempts=2)
+            job = await client.order(unwanted(client, x, w, (await client.gateway.info()).tick), attempts=2)
             with pytest.raises(WalletError, match="unanswered"):
                 await job.result()
             assert len(job.ids) == 2
@@ -275,7 +275,7 @@ def test_a_time_out_leaves_the_job_alone(network: Running) -> None:
     async def body() -> None:
         x, w = matrices(128, 64, 64, seed=7)
         async with Client(network.url, ALICE) as client:
-            job = await client.order(unwanted(client, x, w, (await client.gateway.info()).height, blocks=300))
+            job = await client.order(unwanted(client, x, w, (await client.gateway.info()).tick, life=300))
             with pytest.raises(WalletError, match=r"after 0\.3 s, 0 of 2 packets") as caught:
                 await job.result(0.3)
             assert (caught.value.code, caught.value.exit_code) == ("job-timeout", ExitCode.TIMEOUT)
@@ -295,7 +295,7 @@ def test_a_job_whose_transaction_fails_says_so(network: Running) -> None:
         x, w = matrices(64, 64, 64, seed=8)
         async with Client(network.url, ALICE) as client:
             # Expires before it could be dealt: the chain refuses it when it is executed.
-            job = await client.order(unwanted(client, x, w, height=1, blocks=1))
+            job = await client.order(unwanted(client, x, w, tick=1, life=1))
             with pytest.raises(WalletError, match="transaction failed: bad-expiry") as caught:
                 await job.result()
             assert caught.value.code == "job-failed"
@@ -485,21 +485,22 @@ def test_a_job_survives_the_restart_of_its_node(tmp_path: Path) -> None:
 # -- deals
 
 
-def worker(slots: int, min_price: int = 1, memory: int = MAX_UNIT_BYTES, active: bool = True) -> WorkerView:
+def worker(places: int, min_price: int = 1, memory: int = MAX_UNIT_BYTES, active: bool = True) -> WorkerView:
     return WorkerView(
         address="tdev1",
         registered=True,
         active=active,
-        bond=slots * RULES.slot_bond,
-        score=0,
-        slots=slots,
-        slots_used=0,
+        bond=places * RULES.min_reserve,
+        reserved=0,
+        places=places,
         min_price=min_price,
         max_unit_bytes=memory,
-        max_packets=slots,
-        since=1,
+        announced=None,
         seen=1,
         retired_at=None,
+        paid=0,
+        burned=0,
+        missed=0,
         held=(),
     )
 
@@ -511,14 +512,14 @@ def deal(workers: list[WorkerView], **terms: Any) -> Any:
     return find_deal(RULES, workers, Shape(2048, 2048, 2048), Terms(**terms))
 
 
-def test_the_price_is_what_half_of_the_slots_work_for() -> None:
+def test_the_price_is_what_half_of_the_places_work_for() -> None:
     assert deal([worker(1, 3), worker(1, 9), worker(1, 5)]).price == 5
     assert deal([worker(9, 3), worker(1, 9)]).price == 3
     assert deal([worker(1, 0)]).price == RULES.min_price
     assert deal([worker(1, 3), worker(9, 5)], price=4).price == 4
 
 
-def test_packets_fit_the_memory_of_half_of_the_slots_and_number_what_is_worthwhile() -> None:
+def test_packets_fit_the_memory_of_half_of_the_places_and_number_what_is_worthwhile() -> None:
     assert deal([worker(4, memory=1 << 20), worker(5, memory=4 << 20)]).grid.unit_bytes <= 4 << 20
     assert deal([worker(6, memory=1 << 20), worker(5, memory=4 << 20)]).grid.unit_bytes <= 1 << 20
     assert 6 <= deal([worker(8)]).grid.packets <= 10
@@ -527,7 +528,7 @@ def test_packets_fit_the_memory_of_half_of_the_slots_and_number_what_is_worthwhi
 
 
 def test_nobody_there_or_nobody_able_is_said_before_anything_is_paid() -> None:
-    for none in ([], [worker(0)], [worker(5, active=False)]):
+    for none in ([], [worker(5, active=False)]):
         with pytest.raises(WalletError, match="no worker is active"):
             deal(none)
     with pytest.raises(WalletError, match="too large for every active worker") as caught:
@@ -541,7 +542,7 @@ def test_nobody_there_or_nobody_able_is_said_before_anything_is_paid() -> None:
 def test_offers_keep_the_order_of_packets_and_sum_their_escrow() -> None:
     x, w = (m.astype(np.int8) for m in matrices(200, 64, 200))
     slices = cut(x, w, choose_grid(Shape(200, 64, 200), packets=4))
-    offer = make_offer(RULES, slices, price=1000, blocks=100, height=7)
+    offer = make_offer(RULES, slices, price=1000, life=100, tick=7)
     (part,) = offer.parts
     assert part.payload.expiry == 107
     assert part.packets == (0, 1, 2, 3)

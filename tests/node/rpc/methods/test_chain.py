@@ -30,7 +30,7 @@ def test_info_shows_the_tip_and_the_rules(world: World) -> None:
     assert info["genesis_hash"] == world.builder.genesis_hash.hex()
     assert info["state_root"] == world.chain.read(state.root_of).hex()
     assert (info["best_header_height"], info["syncing"]) == (3, False)
-    assert (info["maturity"], info["slot_bond"], info["gas_limit"]) == (10, 100 * 10**9, 64 << 20)
+    assert (info["maturity"], info["min_reserve"], info["gas_limit"]) == (10, 10 * 10**9, 64 << 20)
 
 
 def test_a_node_that_lacks_bodies_says_that_it_is_syncing() -> None:

@@ -57,7 +57,7 @@ def test_explanation_of_a_paid_packet() -> None:
     world = with_workers(DAVE)
     bought = small_job(world, ALICE, packets=1)
     world.mine([bought.transaction])
-    assert "may answer through height" in verdict(world, bought.packets[0])
+    assert "may answer through tick" in verdict(world, bought.packets[0])
     node = world.mine(results=world.builder.answers(bought))
     story = world.call("job_explain", packet=bought.packets[0].hex())
     assert [line["event"] for line in story["history"]] == ["opened", "dealt", "answered", "completed", "closed"]
@@ -75,7 +75,7 @@ def test_a_missed_window_and_a_second_worker() -> None:
     world.mine(count=world.builder.params.window)
     story = world.call("job_explain", packet=bought.packets[0].hex())
     assert "missed" in [line["event"] for line in story["history"]]
-    assert "lost 25000000000 grains of its bond" in " ".join(line["text"] for line in story["history"])
+    assert "lost 10000000000 grains of its bond" in " ".join(line["text"] for line in story["history"])
     assert "1 window(s) passed unanswered" in story["verdict"]
 
 
