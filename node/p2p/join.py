@@ -71,21 +71,23 @@ class Joiner:
         self._compute = compute
         self._limits = limits
         self._complete: HeaderEntry | None = None
-        self._best_header: HeaderEntry | None = None
-        self._best_since = 0.0
+        self._reached = 0
+        self._reached_at: float | None = None
 
     def awaits_headers(self) -> bool:
         """Whether replay would begin at blocks whose tensors are gone, if a peer with more headers to show is right.
 
-        Only while this node catches up and headers do come: nobody is held up by claims alone.
+        Only while this node catches up and the best chain grows by many headers: nobody is held up by claims alone,
+        whoever makes them, nor by blocks as they are mined.
         """
         params, tip, best = self._chain.params, self._chain.tip, self._chain.best_header
         if tip.parent is not None and best.height - tip.height <= params.max_reorg:
             return False
         now = asyncio.get_running_loop().time()
-        if best is not self._best_header:
-            self._best_header, self._best_since = best, now
-        return now - self._best_since < self._limits.header_patience_s and any(
+        self._reached = min(self._reached, best.height)
+        if self._reached_at is None or best.height - self._reached > self._limits.max_headers // 8:
+            self._reached, self._reached_at = best.height, now
+        return now - self._reached_at < self._limits.header_patience_s and any(
             peer.status.work > best.total_work and peer.status.height - tip.height >= replay_span(params)
             for peer in self._headers.followed
         )

@@ -90,6 +90,8 @@ class PeerLimits:
     """Headers asked for at once."""
     header_syncs: int = 2
     """Peers of each direction whose headers are taken in at the same time."""
+    header_turn_s: float = 2.0
+    """Who brings no header for so long goes on without a place; it waits for one again with what it brings then."""
     header_batch: int = 64
     """Headers checked in one go off the event loop."""
     strips_ahead: int = 8
@@ -109,7 +111,8 @@ class PeerLimits:
     """Pause before a block that was set aside is looked at again, doubled each time."""
 
     header_patience_s: float = 20.0
-    """A node that catches up waits so long for headers that somebody claims to have and that do not come."""
+    """A node that catches up waits so long for an eighth of `max_headers` that somebody claims to have; nobody brings
+    headers for longer in one turn, either."""
     state_page_bytes: int = MAX_STATE_BYTES
     """Records in each answer but the last: sent so, and expected so, lest a state comes drop by drop."""
     max_state_bytes: int = 8 << 30

@@ -27,6 +27,7 @@ from node.p2p.fetch import Tensors, together
 from node.p2p.limits import MAX_LOCATOR, PeerLimits
 from node.p2p.messages import GetHeaderCopy, GetHeaders, GetStrips, HeaderCopy, Headers, HeaderStrips, NewBlock, Status
 from node.p2p.peer import Missing, Offence, Peer, PeerStalled
+from node.p2p.transport import host_group
 
 logger = logging.getLogger("tilework.network")
 
@@ -63,6 +64,71 @@ class _News:
         self.weigh_at = 0.0  # of the event loop's time: not before
 
 
+class Line:
+    """A few places for those who make progress; everybody else waits in line.
+
+    Whoever makes none for `header_turn_s` goes on without a place, and has to wait for one again. All of its network
+    group then wait behind those who kept nobody waiting, whoever they say they are when they come the next time.
+    """
+
+    def __init__(self, limits: PeerLimits) -> None:
+        self._limits = limits
+        self._waiting: list[tuple[Peer, asyncio.Future[None]]] = []
+        self._places: dict[Peer, tuple[float, asyncio.TimerHandle]] = {}
+        self._late: OrderedDict[str, int] = OrderedDict()
+
+    async def enter(self, peer: Peer) -> None:
+        """Wait for a place; at once for whoever has one."""
+        if peer in self._places:
+            return
+        turn = peer, asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._admit()
+        try:
+            await turn[1]
+        except asyncio.CancelledError:
+            self.leave(peer)
+            raise
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    def leave(self, peer: Peer) -> None:
+        """Give the place up, if it is still held."""
+        if peer in self._places:
+            self._places.pop(peer)[1].cancel()
+            self._admit()
+
+    def note_progress(self, peer: Peer) -> None:
+        """The peer has brought something new: it keeps its place, but not for ever."""
+        self._late.pop(host_group(peer.address.host), None)
+        if peer in self._places:
+            until, timer = self._places[peer]
+            timer.cancel()
+            self._places[peer] = until, self._deadline(peer, until)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._places) < self._limits.header_syncs:
+            turn = min(self._waiting, key=lambda turn: self._late.get(host_group(turn[0].address.host), 0))
+            self._waiting.remove(turn)
+            peer, admitted = turn
+            if not admitted.done():
+                until = asyncio.get_running_loop().time() + self._limits.header_patience_s
+                self._places[peer] = until, self._deadline(peer, until)
+                admitted.set_result(None)
+
+    def _deadline(self, peer: Peer, until: float) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        return loop.call_at(min(until, loop.time() + self._limits.header_turn_s), self._overdue, peer)
+
+    def _overdue(self, peer: Peer) -> None:
+        group = host_group(peer.address.host)
+        self._late[group] = self._late.pop(group, 0) + 1
+        if len(self._late) > self._limits.max_cooling:
+            self._late.popitem(last=False)
+        self.leave(peer)
+
+
 class HeaderSync:
     """Follows every peer's chain of headers.
 
@@ -79,7 +145,7 @@ class HeaderSync:
         self._progress = progress
         self._news: dict[Peer, _News] = {}
         # Inbound peers, whom anybody can be many of, wait among themselves.
-        self._turns = {inbound: asyncio.Semaphore(limits.header_syncs) for inbound in (False, True)}
+        self._lines = {inbound: Line(limits) for inbound in (False, True)}
         self._scales = asyncio.Lock()
         self._early: OrderedDict[bytes, tuple[Header, Peer]] = OrderedDict()
         self.tips: dict[Peer, HeaderEntry] = {}
@@ -141,8 +207,7 @@ class HeaderSync:
                     return
                 self._note_tip(peer, entry)
             if self._is_behind(peer):
-                async with self._turns[peer.inbound]:
-                    refused = await self._synchronise(peer)
+                refused = await self._synchronise(peer)
                 await self._weigh(peer, news, refused)
         except PeerStalled:
             peer.penalise(Offence.STALL, "headers")
@@ -160,22 +225,32 @@ class HeaderSync:
             return
         entry, verdict = await self._take(peer, [header])
         if verdict is _Verdict.ORPHAN and not peer.is_gone:
-            async with self._turns[peer.inbound]:
-                await self._synchronise(peer)
+            await self._synchronise(peer)
         elif entry is not None:
             peer.status = Status(entry.height, entry.id, entry.total_work.to_bytes(32), peer.status.base)
             peer.brought_block_at = asyncio.get_running_loop().time()
 
     async def _synchronise(self, peer: Peer) -> Sequence[Header]:
-        """All headers that the peer has and we have not; afterwards its claim must have come true.
+        """All headers that the peer has and we have not, in its turn. Gives as `_catch_up` does."""
+        line = self._lines[peer.inbound]
+        try:
+            return await self._catch_up(peer, line)
+        finally:
+            line.leave(peer)
+
+    async def _catch_up(self, peer: Peer, line: Line) -> Sequence[Header]:
+        """Ask for headers until there are no more; afterwards the peer's claim must have come true.
 
         Gives the headers of a chain that leaves ours too deep to be followed, if that is why it stopped.
         """
+        await line.enter(peer)
         claimed, limit = peer.status.work, self._limits.max_headers
         locator = self._chain.known.locator()
         height = -1
         while True:
+            await line.enter(peer)
             answer = await peer.request(GetHeaders(tuple(locator[:MAX_LOCATOR]), limit), Headers)
+            await line.enter(peer)  # an answer that came late waits again
             headers = answer.headers
             if len(headers) > limit or any(child.core.parent != parent.id for parent, child in pairwise(headers)):
                 peer.penalise(Offence.INVALID, "headers that are no chain")
@@ -231,6 +306,7 @@ class HeaderSync:
         while position < len(headers):
             batch = self._batch(headers[position:])
             strips = await self._strips(peer, batch)
+            known = sum(self._chain.entry(header.id) is not None for header in batch)
             added, error = await self._compute.run(self._add, batch, strips)
             for entry, header in zip(added, batch, strict=False):
                 last = entry
@@ -239,6 +315,8 @@ class HeaderSync:
             position += len(added)
             if added:
                 self._progress()
+            if len(added) > known:
+                self._lines[peer.inbound].note_progress(peer)
             if error is not None:
                 refused = headers[position]
                 # A second refusal of the same header after help is final.
