@@ -190,6 +190,8 @@ class Chain:
                 raise ConsensusError(Reason.UNKNOWN_PARENT, header.core.parent, "a known block")
             if parent.invalid:
                 raise ConsensusError(Reason.INVALID_PARENT, parent.invalid)
+            if not self._may_undo(self._depth(parent)):
+                self.known.check(header, parent, strips)  # a header without work is its sender's fault, however deep
             self._check_depth(parent)
             return self.known.add(header, parent, strips)
 
@@ -380,7 +382,7 @@ class Chain:
         """Refuse, loudly, a branch that leaves the main chain deeper than a node rewrites by itself."""
         depth = self._depth(parent)
         if not self._may_undo(depth):
-            # Such a header costs its sender nothing, so its refusal may cost no more than a line now and then.
+            # Such a header costs its sender little, so its refusal may cost no more than a line now and then.
             now = time.monotonic()
             if now >= self._deep_told + _DEEP_TOLD_SECONDS:
                 self._deep_told = now

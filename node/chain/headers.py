@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from consensus.block import Header, HeaderCore, Proof
@@ -74,14 +74,26 @@ class HeaderEntry:
         return ParentContext(self.copy(ticket) or self.header, times[::-1])
 
 
-class HeaderTree:
-    """All checked headers by id. Only grows: a header is about a kilobyte, and each cost its work."""
+MAX_LOOSE = 16_384
+"""About two kilobytes each, and a little on disk; up to a megabyte there for one of a packet."""
 
-    def __init__(self, genesis: Header) -> None:
+
+class HeaderTree:
+    """Checked headers by id. Those whose blocks never come are *loose*; where they are many, those of the chains with
+    the least work are dropped: each has cost its work, but where a chain is young that can be little.
+
+    Attributes:
+        max_loose: how many are kept beside those that are needed, and an eighth of these.
+    """
+
+    def __init__(self, genesis: Header, max_loose: int = MAX_LOOSE) -> None:
+        self.max_loose = max_loose
         self.genesis = HeaderEntry(genesis.id, genesis.core, None, block_work(genesis.core.target_int), has_body=True)
         self.genesis.copies[genesis.copy_id] = genesis.proof
         self._entries = {self.genesis.id: self.genesis}
         self._children: dict[bytes, list[HeaderEntry]] = {}
+        self._loose: dict[bytes, HeaderEntry] = {}
+        self._next_drop = 0
         self._best = self.genesis
 
     @property
@@ -103,6 +115,60 @@ class HeaderTree:
         if not entry.invalid and work > self._best.total_work:
             self._best = entry
         return entry
+
+    def add_loose(
+        self,
+        header: Header,
+        parent: HeaderEntry,
+        is_settled: Callable[[HeaderEntry], bool],
+        held: Callable[[], Iterable[HeaderEntry]],
+    ) -> tuple[HeaderEntry, list[HeaderEntry]]:
+        """The same for a header whose block may never come: also the entries that were dropped for it, if any.
+
+        `is_settled` tells what is loose no more; what leads to the best header, or to one of `held`, stays.
+        """
+        entry = self.add(header, parent)
+        self._loose[entry.id] = entry
+        if len(self._loose) <= self._next_drop:
+            return entry, []
+        self._loose = {loose.id: loose for loose in self._loose.values() if not is_settled(loose)}
+        needed = self._needed([entry, self._best, *held()])
+        spare = [loose for loose in self._loose.values() if loose.id not in needed]
+        dropped = self._least(spare, len(spare) - self.max_loose * 3 // 4)
+        for loose in dropped:
+            self._drop(loose)
+        # Where a long chain is taken in, looking again at all of it for every few headers would cost more than they do.
+        self._next_drop = len(self._loose) + max(self.max_loose // 4, len(self._loose) // 8)
+        return entry, dropped
+
+    def _needed(self, tops: Iterable[HeaderEntry]) -> set[bytes]:
+        """Ids of the loose entries on the way to any of these, or to a block that is stored."""
+        bearers = [loose for loose in self._loose.values() if any(map(self._is_firm, self._children.get(loose.id, ())))]
+        needed: set[bytes] = set()
+        for top in (*tops, *bearers):
+            for entry in top.ancestors():
+                if entry.id in needed or entry.id not in self._loose:
+                    break
+                needed.add(entry.id)
+        return needed
+
+    def _is_firm(self, entry: HeaderEntry) -> bool:
+        return entry.id not in self._loose
+
+    def _least(self, spare: list[HeaderEntry], count: int) -> list[HeaderEntry]:
+        """So many of these, with the least work in what stands on them; whatever stands on one of them comes first."""
+        reach: dict[bytes, int] = {}
+        for entry in sorted(spare, key=lambda entry: -entry.height):
+            above = (reach[child.id] for child in self._children.get(entry.id, ()))
+            reach[entry.id] = max(above, default=entry.total_work)
+        return sorted(spare, key=lambda entry: (reach[entry.id], -entry.height))[: max(0, count)]
+
+    def _drop(self, entry: HeaderEntry) -> None:
+        """Forget a header that nothing stands on."""
+        assert entry.parent is not None, "genesis is not loose"
+        del self._entries[entry.id], self._loose[entry.id]
+        self._children.pop(entry.id, None)
+        self._children[entry.parent.id].remove(entry)
 
     def descendants(self, entry: HeaderEntry) -> Iterator[HeaderEntry]:
         """The entry and everything above it, parents first."""

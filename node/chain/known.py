@@ -42,6 +42,15 @@ class KnownHeaders:
         self._tensors = tensors
         self._archive = archive
         self._clock = clock
+        self._held: dict[object, HeaderEntry] = {}
+
+    def hold(self, whose: object, entry: HeaderEntry) -> None:
+        """Drop nothing that leads to this entry, until the same one holds another or releases it."""
+        self._held[whose] = entry
+
+    def release(self, whose: object) -> None:
+        """What was held so may be dropped again."""
+        self._held.pop(whose, None)
 
     def header(self, block_id: bytes, ticket: bytes | None = None) -> Header | None:
         """A header; with `ticket`, the copy that has this winning ticket."""
@@ -98,7 +107,11 @@ class KnownHeaders:
     def add(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> HeaderEntry:
         """Check a new header against its parent and put it into the tree. Raises `ConsensusError`."""
         self._take(header, parent, strips)
-        return self.tree.add(header, parent)
+        entry, dropped = self.tree.add_loose(header, parent, self._is_settled, lambda: tuple(self._held.values()))
+        headers = [Header(loose.core, proof) for loose in dropped for proof in loose.copies.values()]
+        if keys := [schema.strips(h.id, h.ticket) for h in headers if not isinstance(h.core.unit, Zero)]:
+            self._store.write(dict.fromkeys(keys))
+        return entry
 
     def add_copy(self, entry: HeaderEntry, header: Header, strips: Strips | None) -> None:
         """Another proof of a known core: checked like the first. Raises `ConsensusError`."""
@@ -118,6 +131,10 @@ class KnownHeaders:
         validation.check_header(self._params, header, parent.context(header.core.parent_ticket), self._clock())
         validation.check_answer(self._genesis_hash, header)
         validation.check_tile(header, strips or self.strips_at_hand(header))
+
+    def _is_settled(self, entry: HeaderEntry) -> bool:
+        """Whether its block is here, or below a state that was adopted."""
+        return entry.has_body or self._archive.id_at(entry.height) == entry.id
 
     def _take(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> None:
         self.check(header, parent, strips)

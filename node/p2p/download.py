@@ -19,6 +19,7 @@ from consensus.params import MAX_BODY_BYTES
 from consensus.validation import Strips
 from node.chain.archive import Archive
 from node.chain.headers import MAX_COPIES, HeaderEntry, fork_point
+from node.chain.known import KnownHeaders
 from node.chain.snapshot import replay_span
 from node.compute import Compute
 from node.p2p.fetch import Fetcher, Owed, Unavailable, WrongAnswer, never, together
@@ -40,6 +41,9 @@ class BlockChain(JoinChain, Protocol):
 
     @property
     def archive(self) -> Archive: ...
+    @property
+    def known(self) -> KnownHeaders: ...
+    def entry(self, block_id: bytes) -> HeaderEntry | None: ...
     def missing_tensors(self, block: Block) -> list[bytes]: ...
     def add_header(self, header: Header, strips: Strips | None = None) -> HeaderEntry: ...
 
@@ -93,6 +97,7 @@ class Downloader:
             pause: float | None = self._limits.unavailable_retry_s
             if not self._joiner.awaits_headers():
                 if (above := self._joiner.entrance()) is not None:
+                    self._chain.known.hold(self, above)
                     if await self._joiner.join(above):
                         continue
                 elif (target := self._target()) is not None:
@@ -121,11 +126,14 @@ class Downloader:
         best = self._chain.best_header
         offered = sorted(set(self._headers.tips.values()), key=lambda entry: entry.total_work, reverse=True)
         for entry in [best, *offered]:
-            if entry.total_work > self._chain.tip.total_work and not entry.invalid:
+            self._chain.known.hold(self, entry)
+            is_kept = self._chain.entry(entry.id) is entry
+            if is_kept and entry.total_work > self._chain.tip.total_work and not entry.invalid:
                 if not self._withheld:
                     return entry
                 if not any(ancestor.id in self._withheld for ancestor in self._steps(entry)):
                     return entry
+        self._chain.known.release(self)
         return None
 
     def _steps(self, target: HeaderEntry) -> list[HeaderEntry]:

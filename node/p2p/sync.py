@@ -61,7 +61,8 @@ class _News:
     def __init__(self) -> None:
         self.headers: deque[Header] = deque(maxlen=16)
         self.arrived = asyncio.Event()
-        self.weigh_at = 0.0  # of the event loop's time: not before
+        self.weigh_at = 0.0  # of the event loop's time, as the next: not before
+        self.listen_at = 0.0
 
 
 class Line:
@@ -199,7 +200,7 @@ class HeaderSync:
     async def _look(self, peer: Peer, news: _News) -> None:
         try:
             while news.headers:
-                await self._announced(peer, news.headers.popleft())
+                await self._announced(peer, news.headers.popleft(), news)
             entry = self._chain.entry(peer.status.tip)
             if entry is not None:
                 if (entry.height, entry.total_work) != (peer.status.height, peer.status.work):
@@ -217,8 +218,11 @@ class HeaderSync:
     def _is_behind(self, peer: Peer) -> bool:
         return not peer.is_gone and peer.status.work > self._chain.best_header.total_work
 
-    async def _announced(self, peer: Peer, header: Header) -> None:
+    async def _announced(self, peer: Peer, header: Header, news: _News) -> None:
         """A new tip, whose parent is mostly known; else the peer is asked for what lies between."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < news.listen_at:
+            return
         known = self._chain.entry(header.id)
         if known is not None and header.copy_id in known.copies:
             self._note_tip(peer, known)
@@ -226,9 +230,11 @@ class HeaderSync:
         entry, verdict = await self._take(peer, [header])
         if verdict is _Verdict.ORPHAN and not peer.is_gone:
             await self._synchronise(peer)
+        elif verdict is _Verdict.TOO_DEEP:
+            news.listen_at = loop.time() + self._limits.header_retry_s  # its work was looked at, and can be shown again
         elif entry is not None:
             peer.status = Status(entry.height, entry.id, entry.total_work.to_bytes(32), peer.status.base)
-            peer.brought_block_at = asyncio.get_running_loop().time()
+            peer.brought_block_at = loop.time()
 
     async def _synchronise(self, peer: Peer) -> Sequence[Header]:
         """All headers that the peer has and we have not, in its turn. Gives as `_catch_up` does."""
@@ -237,6 +243,7 @@ class HeaderSync:
             return await self._catch_up(peer, line)
         finally:
             line.leave(peer)
+            self._chain.known.release(peer)
 
     async def _catch_up(self, peer: Peer, line: Line) -> Sequence[Header]:
         """Ask for headers until there are no more; afterwards the peer's claim must have come true.
@@ -246,16 +253,12 @@ class HeaderSync:
         await line.enter(peer)
         claimed, limit = peer.status.work, self._limits.max_headers
         locator = self._chain.known.locator()
+        shown: set[bytes] = set()
         height = -1
         while True:
-            await line.enter(peer)
-            answer = await peer.request(GetHeaders(tuple(locator[:MAX_LOCATOR]), limit), Headers)
-            await line.enter(peer)  # an answer that came late waits again
-            headers = answer.headers
-            if len(headers) > limit or any(child.core.parent != parent.id for parent, child in pairwise(headers)):
-                peer.penalise(Offence.INVALID, "headers that are no chain")
-                return ()
+            headers = await self._ask(peer, line, locator)
             if headers:
+                is_new = self._chain.entry(headers[-1].id) is None
                 entry, verdict = await self._take(peer, headers)
                 if verdict is _Verdict.ORPHAN:
                     peer.penalise(Offence.INVALID, "headers that start nowhere")
@@ -267,12 +270,62 @@ class HeaderSync:
                     peer.penalise(Offence.LIES, "the same headers again")
                     return ()
                 height = entry.height
+                self._chain.known.hold(peer, entry)
+                is_light = entry.total_work <= self._chain.best_header.total_work
+                if len(headers) == limit and is_new and is_light and entry.id not in shown:
+                    shown = await self._show(peer, line, entry)
+                    if not shown:
+                        return ()
             if len(headers) < limit:
                 break
             locator = [headers[-1].id, *self._chain.known.locator()]
         if claimed > self._chain.best_header.total_work:
             peer.penalise(Offence.LIES, f"work {claimed}, shown {self._chain.best_header.total_work}")
         return ()
+
+    async def _ask(self, peer: Peer, line: Line, locator: list[bytes]) -> Sequence[Header]:
+        """The headers behind a locator; none where the answer is no chain, for which the peer is told."""
+        await line.enter(peer)
+        limit = self._limits.max_headers
+        headers = (await peer.request(GetHeaders(tuple(locator[:MAX_LOCATOR]), limit), Headers)).headers
+        await line.enter(peer)  # an answer that came late waits again
+        if len(headers) > limit or any(child.core.parent != parent.id for parent, child in pairwise(headers)):
+            peer.penalise(Offence.INVALID, "headers that are no chain")
+            return ()
+        return headers
+
+    async def _show(self, peer: Peer, line: Line, entry: HeaderEntry) -> set[bytes]:
+        """Weigh what the peer has above an entry until it has more work than the best chain, and keep nothing of it.
+
+        Headers can be cheap where a chain is young, so a long chain is taken in only once its work has been seen.
+
+        Returns:
+            The last ids of the answers that showed it. None where the chain has less, and the peer is told.
+        """
+        weighing, limit = Weighing(self._chain.known, entry), self._limits.max_headers
+        shown: set[bytes] = set()
+        while True:
+            headers = await self._ask(peer, line, [weighing.last.id])
+            is_last = len(headers) < limit
+            shown.update(header.id for header in headers[-1:])
+            while headers:
+                batch = self._batch(headers)
+                try:
+                    await self._compute.run(weighing.add, batch, await self._strips(peer, batch))
+                except ConsensusError as error:
+                    refused = next((header for header in batch if header.core.parent == weighing.last.id), None)
+                    if refused is None:  # it has moved to another chain: it may not do so again and again
+                        peer.penalise(Offence.WITHHOLDS, "the headers that follow")
+                    else:
+                        await self._judge(peer, refused, error, final=True)
+                    return set()
+                line.note_progress(peer)
+                headers = headers[len(batch) :]
+            if weighing.last.total_work > self._chain.best_header.total_work:
+                return shown
+            if is_last:
+                peer.penalise(Offence.LIES, f"work {peer.status.work}, shown {weighing.last.total_work}")
+                return set()
 
     async def _weigh(self, peer: Peer, news: _News, headers: Sequence[Header]) -> None:
         """Find out whether a chain that this node may not follow has more work: only its operator can mend that.
@@ -314,6 +367,7 @@ class HeaderSync:
                 self._note_tip(peer, entry)
             position += len(added)
             if added:
+                self.tips = {other: tip for other, tip in self.tips.items() if self._chain.entry(tip.id) is tip}
                 self._progress()
             if len(added) > known:
                 self._lines[peer.inbound].note_progress(peer)

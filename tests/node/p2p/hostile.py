@@ -43,6 +43,7 @@ class Swarm:
         status: Callable[[], Status],
         answers: Callable[[int], dict[type[Message], Answer]],
         session_s: float = 1e9,
+        group: str = "10.250",
     ) -> None:
         self.sessions = 0
         self.scores: list[float] = []
@@ -52,6 +53,7 @@ class Swarm:
         self._status = status
         self._answers = answers
         self._session_s = session_s
+        self._group = group
 
     async def __aenter__(self) -> Swarm:
         self._tasks = [asyncio.get_running_loop().create_task(self._live(number)) for number in range(self._count)]
@@ -66,8 +68,8 @@ class Swarm:
     async def _live(self, number: int) -> None:
         while True:
             self.sessions += 1
-            who = identity(f"hostile{self.sessions}")
-            transport = self._net.world.transport(who, f"10.250.0.{number}")
+            who = identity(f"{self._group}, session {self.sessions}")
+            transport = self._net.world.transport(who, f"{self._group}.0.{number}")
             with contextlib.suppress(ConnectionLost, Refused, TimeoutError):
                 connection = await transport.dial(Endpoint(self._net.host(self._victim.name), PORT))
                 genesis = self._victim.chain.genesis_hash

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
+from msgspec.structs import replace
+
+from consensus.block import Header
+from consensus.crypto import H
+from consensus.difficulty import block_work
+from consensus.validation import expected_target
 from node.p2p.limits import DEFAULT
-from node.p2p.messages import GetHeaders, Message, Status
-from tests.builders import regtest
+from node.p2p.messages import GetBody, GetHeaders, Headers, Message, NotFound, Status
+from node.p2p.transport import Endpoint
+from tests.builders import ALICE, BOB, ChainBuilder, regtest
 from tests.node.p2p.hostile import Swarm, never
-from tests.node.p2p.net import Net, until
+from tests.node.p2p.net import PORT, Net, until
 from tests.node.virtual_time import virtual
 
 RULES = regtest(retention=40, max_reorg=4)
@@ -67,3 +75,81 @@ async def test_claims_that_are_never_shown_delay_a_fresh_node_once() -> None:
             await good.mine()
             a.now_ms = good.now_ms
         await until(lambda: a.chain.tip.id == good.chain.tip.id, 5)
+
+
+# ---------------------------------------------------------------------- headers that nobody completes
+
+
+class Shadow:
+    """Headers with work in them, above genesis, whose bodies nobody has."""
+
+    def __init__(self, count: int, name: bytes = b"") -> None:
+        builder = ChainBuilder()
+        parent = builder.tip.header
+        first = builder.candidate().block.header.core
+        self.headers: list[Header] = []
+        self.total_work = builder.tip.total_work
+        for height in range(1, count + 1):
+            target = expected_target(builder.params, parent).to_bytes(32, "big")
+            time_ms = parent.core.time_ms + builder.params.spacing_ms
+            core = replace(first, height=height, parent=parent.id, parent_ticket=parent.ticket, time_ms=time_ms)
+            parent, _ = builder.seal(replace(core, target=target, body_root=H("tw/test", name)))
+            self.headers.append(parent)
+            self.total_work += block_work(parent.core.target_int)
+
+    def status(self) -> Status:
+        return Status(len(self.headers), self.headers[-1].id, self.total_work.to_bytes(32))
+
+    async def show(self, peer: Any, request: GetHeaders) -> Message:
+        places = {header.id: place + 1 for place, header in enumerate(self.headers)}
+        start = next((places[known] for known in request.locator if known in places), 0)
+        return Headers(tuple(self.headers[start : start + request.limit]))
+
+
+@virtual
+async def test_a_long_chain_of_cheap_headers_is_weighed_and_not_taken_in() -> None:
+    """Whoever claims more work than it has fills little: of each lie one answer is kept, here of eight headers."""
+    net = Net(max_headers=8)
+    best, light = Shadow(60), Shadow(59, b"other")
+    a = net.add("a")
+    a.now_ms += 60 * a.params.spacing_ms
+    claim = lambda: replace(light.status(), total_work=CLAIM.total_work)  # noqa: E731  (one expression, used once)
+    async with net, Swarm(net, a, 1, best.status, lambda _: {GetHeaders: best.show}):
+        await until(lambda: a.chain.best_header.height == 60)
+        async with Swarm(net, a, 1, claim, lambda _: {GetHeaders: light.show}, group="10.251") as swarm:
+            await until(lambda: swarm.sessions == 2)  # expelled: each of its lies has left one answer here
+            assert len(a.chain.known.tree._entries) <= 1 + 60 + 3 * 8
+
+
+@virtual
+async def test_a_heavier_chain_that_begins_with_less_work_is_followed() -> None:
+    """A fresh node has taken in a chain that nobody completes; the honest one forks from it at genesis."""
+    net = Net(max_headers=8)
+    a, good = net.add("a"), net.add("good")
+    await good.intake.transaction(good.builder.transfer(ALICE, BOB, 1))
+    await good.mine(75)
+    a.now_ms = good.now_ms
+    shadow = Shadow(60)
+    a.chain.known.tree.max_loose = 4  # which does not count what is being followed
+
+    async def crowded(peer: Any, request: GetHeaders) -> Message:
+        """Headers that nobody completes come all the while."""
+        for _ in range(4):
+            a.chain.add_header(Shadow(1, next(numbers).to_bytes(4)).headers[0])
+        return await good.network._server.headers(peer, request)
+
+    async def body(peer: Any, request: GetBody) -> Message:
+        """Blocks come last."""
+        if a.chain.best_header.height < 75:
+            return NotFound()
+        return await good.network._server.body(peer, request)
+
+    numbers = itertools.count(1)
+    good.serve(GetHeaders, crowded)
+    good.serve(GetBody, body)
+    async with net, Swarm(net, a, 10, shadow.status, lambda _: {GetHeaders: shadow.show}):
+        await until(lambda: a.chain.best_header.height == 60)
+        assert a.chain.tip.height == 0
+        good.network.add_peer(Endpoint(net.host("a"), PORT))
+        await until(lambda: a.chain.tip.id == good.chain.tip.id)
+        assert not a.has_expelled(good)
