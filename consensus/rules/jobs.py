@@ -193,7 +193,7 @@ def end_windows(execution: Execution) -> None:
             fine = workers.missed(execution, packet_id, packet)
             execution.events.append(events.Missed(packet.job, packet_id, packet.worker, fine))
         group = replace(group, held=group.held - 1)
-        if group.ended:
+        if group.ended or group.expiry <= execution.tick:
             _settle(execution, group, packet_id, packet, PacketStatus.WITHDRAWN)
         else:
             enqueue(execution, group, packet)
@@ -245,8 +245,7 @@ def _due_now(execution: Execution, job: bytes, group: Group) -> Group:
 
 def _let_go(execution: Execution, job: bytes, group: Group) -> Group:
     """The group after one of its holders is done: if only held packets were left, the last of them lets it close."""
-    waits_for_holders = group.ended and not group.closes_at
-    return _due_now(execution, job, group) if waits_for_holders and not group.held else group
+    return _due_now(execution, job, group) if not group.closes_at and not group.held else group
 
 
 def _sweep(execution: Execution, job: bytes, limit: int) -> int:

@@ -1,7 +1,8 @@
 """Workers: registration, bonds, and the array of places (docs/protocol.md, section 9).
 
-A declaration counts `registration_delay` ticks after it was made. What changes a worker's places only notes when they
-are to be reviewed; the reviews that are due are bounded in each block, whatever falls due together.
+A declaration counts `registration_delay` ticks after it was made, and so does whatever else moves places in the array:
+nobody moves them for a draw that is known. What changes a worker's places only notes when they are to be reviewed; the
+reviews that are due are bounded in each block, whatever falls due together.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def register(execution: Execution, body: TxBody, payload: RegisterWorker) -> Non
 
 
 def retire(execution: Execution, body: TxBody) -> None:
-    """Deal the sender nothing more. Its bond returns after its last window."""
+    """Deal the sender nothing more. Its places go after the delay, its bond returns after its last window."""
     address = body.address
     worker = WORKERS.get(execution.state, address)
     if worker is None:
@@ -62,7 +63,7 @@ def retire(execution: Execution, body: TxBody) -> None:
     if worker.retired_at:
         raise ConsensusError(Reason.ALREADY_RETIRED, f"retired at tick {worker.retired_at}")
     worker = replace(worker, retired_at=execution.tick, announced_for=0)
-    _put_for_review(execution, address, worker, execution.tick)
+    _put_for_review(execution, address, worker, execution.tick + execution.params.registration_delay)
 
 
 def see(execution: Execution, address: bytes) -> None:
@@ -111,7 +112,7 @@ def missed(execution: Execution, packet_id: bytes, packet: Packet) -> int:
         announced=_covered(execution.params, worker.announced, bond),
     )
     if worker.declared.places < len(worker.places):
-        _put_for_review(execution, packet.worker, worker, execution.tick)
+        _put_for_review(execution, packet.worker, worker, execution.tick + execution.params.registration_delay)
     else:
         WORKERS.put(execution.state, worker, packet.worker)
     return fine

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from consensus.events import Answered, Closed, Dealt, Ending
-from consensus.state import CLOSINGS, DEADLINES, GROUPS, PACKETS, QUEUE
+from consensus.state import CLOSINGS, DEADLINES, GROUPS, PACKETS, QUEUE, ledger
 from tests.builders import ALICE, BOB, CAROL, DAVE, ERIN, ChainBuilder, Job, operand, regtest, worker_chain
 
 FEE = 1 << 22
@@ -112,3 +112,26 @@ def test_a_window_that_ends_in_the_middle_of_the_sweep() -> None:
         assert records(chain) == 0
         assert chain.supply()[0] == chain.supply()[1]
         assert chain.worker(DAVE).holds == chain.worker(ERIN).holds == ()
+
+
+def test_a_job_that_expires_while_its_windows_wait_for_their_turn_closes_all_the_same() -> None:
+    """Six windows end with one tick, two a block; the job expires a tick later, and its closing meets packets held."""
+    chain = ChainBuilder(regtest(max_missed=2, max_examined=2), worked=False)
+    chain.mine([chain.register(DAVE, packets=6)], count=9)
+    start = chain.tip.header.core.time_ms + 2_000
+    tick = ledger(chain.state).tick + 1
+    offer = job_of(chain, 6, expiry=tick + chain.params.window + 1)
+    chain.mine([offer.transaction], time_ms=start)
+    for step in range(1, 7):
+        chain.mine(time_ms=start + step)
+    held = chain.held(offer)
+    assert len(held) == 6
+    assert {chain.packet(packet_id).dealt_at for packet_id in held} == {tick}
+    while ledger(chain.state).tick < tick + chain.params.window + 1:
+        chain.mine()
+    assert len(chain.held(offer)) == 2, "of the six, four had their turn, and the job has expired"
+    chain.mine(results=[chain.result(chain.held(offer)[0])])
+    chain.mine()
+    assert chain.group(offer) is None
+    assert records(chain) == 0
+    assert chain.supply()[0] == chain.supply()[1]
