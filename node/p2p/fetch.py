@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from consensus import tensor as tensors_module
 from consensus.params import MAX_TENSOR_BYTES
@@ -24,6 +24,10 @@ from node.p2p.peer import Missing, Offence, Peer, PeerGone, PeerStalled
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Message)
+
+_PATIENCE_S = 3.0
+"""After so long a question that has no answer is put to the next one, too; later where all are slow, for then it may be
+this node's own link."""
 
 
 class Unavailable(Exception):
@@ -132,6 +136,9 @@ class Fetcher:
         self._rng = rng
         self.budget = ByteBudget(limit_bytes)
         self._busy: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._due: Counter[bytes] = Counter()
+        self._questions: set[asyncio.Task[Any]] = set()
+        self._pace: WeakKeyDictionary[Peer, float] = WeakKeyDictionary()
 
     async def ask(
         self,
@@ -142,7 +149,7 @@ class Fetcher:
         passed_over: Collection[bytes] = (),
         owed: Owed = always,
     ) -> T:
-        """What `accept` makes of the first good answer, the least busy peer being asked first.
+        """What `accept` makes of the first good answer, the peer from which it is expected soonest being asked first.
 
         `accept` raises `WrongAnswer` at an answer that is its sender's fault; `passed_over` are keys not to be asked;
         `owed` says whether a candidate without the thing breaks its word.
@@ -151,23 +158,79 @@ class Fetcher:
             Unavailable: all candidates were asked in vain.
         """
         asked = set(passed_over)
-        while True:
-            left = [peer for peer in candidates() if peer.key not in asked and not peer.is_gone]
-            if not left:
-                raise Unavailable(type(message).__name__)
-            peer = min(left, key=lambda peer: (peer.load, self._rng.random()))
-            asked.add(peer.key)
-            try:
-                return await accept(peer, await peer.request(message, reply))
-            except Missing:
-                if owed(peer):
-                    peer.penalise(Offence.WITHHOLDS, type(message).__name__)
-            except PeerStalled:
-                peer.penalise(Offence.STALL, type(message).__name__)
-            except WrongAnswer as error:
-                peer.penalise(Offence.INVALID, error)
-            except PeerGone:
-                continue
+        pending: set[asyncio.Task[tuple[Peer, R | None]]] = set()
+        try:
+            while True:
+                left = [peer for peer in candidates() if peer.key not in asked and not peer.is_gone]
+                if left:
+                    peer = self._soonest(left)
+                    patience_s = max(_PATIENCE_S, 4 * (self._due[peer.key] + 1) * self._quickest_s(left))
+                    asked.add(peer.key)
+                    pending.add(self._put(peer, message, reply, owed))
+                elif not pending:
+                    raise Unavailable(type(message).__name__)
+                done, pending = await asyncio.wait(pending, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                for peer, answer in [question.result() for question in done]:
+                    if answer is not None:
+                        try:
+                            return await accept(peer, answer)
+                        except Missing:
+                            continue
+                        except WrongAnswer as error:
+                            peer.penalise(Offence.INVALID, error)
+        except BaseException:
+            for question in pending:
+                question.cancel()
+            raise
+
+    def _put(self, peer: Peer, message: Message, reply: type[R], owed: Owed) -> asyncio.Task[tuple[Peer, R | None]]:
+        """Begin to ask. Whoever is slower than another goes on owing its answer: stalling is told by nothing else."""
+        self._due[peer.key] += 1
+        question = asyncio.get_running_loop().create_task(self._answer(peer, message, reply, owed))
+        self._questions.add(question)
+        question.add_done_callback(lambda _: self._close(peer, question))
+        return question
+
+    def _close(self, peer: Peer, question: asyncio.Task[Any]) -> None:
+        self._questions.discard(question)
+        self._due -= Counter((peer.key,))
+
+    async def _answer(self, peer: Peer, message: Message, reply: type[R], owed: Owed) -> tuple[Peer, R | None]:
+        """One peer's answer, None if it gives none: if that is its fault, it is told."""
+        try:
+            return peer, await self._timed(peer, message, reply)
+        except Missing:
+            if owed(peer):
+                peer.penalise(Offence.WITHHOLDS, type(message).__name__)
+        except PeerStalled:
+            peer.penalise(Offence.STALL, type(message).__name__)
+        except PeerGone:
+            pass
+        return peer, None
+
+    def _soonest(self, peers: Collection[Peer]) -> Peer:
+        """From whom an answer is expected first: whoever drips is not asked as much as others. Who is new may well be
+        as quick as the quickest."""
+        new_s = self._quickest_s(peers)
+        return min(
+            peers, key=lambda peer: ((self._due[peer.key] + 1) * self._pace.get(peer, new_s), self._rng.random())
+        )
+
+    def _quickest_s(self, peers: Collection[Peer]) -> float:
+        return min((self._pace[peer] for peer in peers if peer in self._pace), default=_PATIENCE_S / 4)
+
+    async def _timed(self, peer: Peer, message: Message, reply: type[R]) -> R:
+        """Ask one peer, and note its pace, in which a slow answer counts for more than a quick one."""
+        loop = asyncio.get_running_loop()
+        began, due = loop.time(), self._due[peer.key]
+        try:
+            answer = await peer.request(message, reply)
+        except (PeerStalled, asyncio.CancelledError):
+            self._pace[peer] = max(self._pace.get(peer, 0.0), loop.time() - began)
+            raise
+        took, before = (loop.time() - began) / due, self._pace.get(peer, 0.0)
+        self._pace[peer] = max(took, (3 * before + took) / 4)
+        return answer
 
     async def tensor(
         self, commitment: bytes, candidates: Candidates, owed: Owed = always, obliged: bool = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol
@@ -24,6 +25,7 @@ from node.p2p.limits import MAX_STATE_BYTES, PeerLimits
 from node.p2p.messages import GetState, State
 from node.p2p.peer import Missing, Offence, Peer, PeerGone, PeerStalled
 from node.p2p.sync import HeaderSync
+from node.p2p.transport import host_group
 
 logger = logging.getLogger("tilework.network")
 
@@ -71,6 +73,8 @@ class Joiner:
         self._compute = compute
         self._limits = limits
         self._complete: HeaderEntry | None = None
+        self._patience_s = limits.state_patience_s
+        self._failures: Counter[str] = Counter()
         self._reached = 0
         self._reached_at: float | None = None
 
@@ -109,13 +113,23 @@ class Joiner:
         return entry if peers and all(peer.status.base > tip.height for peer in peers) else None
 
     async def join(self, above: HeaderEntry) -> bool:
-        """Take the state below `above` from whoever gives it; False if nobody does."""
-        for peer in sorted(self._holders(above, self._chain.best_header), key=lambda peer: peer.load):
+        """Take the state below `above` from whoever gives it; False if nobody does.
+
+        Each has the same time, and more in the next round: a state that comes slowly, or turns out false at its end,
+        costs no more than a true one. Who has failed before is asked last, and its network group with it.
+        """
+        tried: set[Peer] = set()
+        is_slow = False
+        while left := [peer for peer in self._holders(above, self._chain.best_header) if peer not in tried]:
+            peer = min(left, key=lambda peer: (self._failures[host_group(peer.address.host)], peer.load))
+            tried.add(peer)
             try:
                 staged = await self._fetch(peer, above)
                 await self._intake.adopt(above, staged)
             except (Missing, PeerGone):
                 continue  # its newest checkpoint is another one: it will be the same soon
+            except TimeoutError:
+                is_slow = True
             except PeerStalled:
                 peer.penalise(Offence.STALL, "a state")
             except WrongAnswer as error:
@@ -126,14 +140,22 @@ class Joiner:
                 peer.penalise(Offence.INVALID, error)
             else:
                 logger.info("joined from a snapshot", extra={"height": above.height - 1, "bytes": staged.size_bytes})
+                self._failures.clear()
                 return True
+            self._failures[host_group(peer.address.host)] += 1
+        if is_slow:
+            self._patience_s *= 2
         return False
 
     async def _fetch(self, peer: Peer, above: HeaderEntry) -> Staging:
+        """A peer's state. TimeoutError if it takes too long for this round."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience_s
         staged = await self._compute.run(self._chain.stage, above)
         start = FIRST_KEY
         while True:
-            answer = await peer.request(GetState(above.core.parent, start), State)
+            async with asyncio.timeout_at(deadline):  # and nothing else: what runs on a thread writes to the store
+                answer = await peer.request(GetState(above.core.parent, start), State)
             last = await self._compute.run(_take, staged, answer.records, start)
             if not answer.more:
                 return staged

@@ -113,6 +113,8 @@ class PeerLimits:
     header_patience_s: float = 20.0
     """A node that catches up waits so long for an eighth of `max_headers` that somebody claims to have; nobody brings
     headers for longer in one turn, either."""
+    state_patience_s: float = 30.0
+    """The most that one peer's state may take, doubled whenever everybody was too slow."""
     state_page_bytes: int = MAX_STATE_BYTES
     """Records in each answer but the last: sent so, and expected so, lest a state comes drop by drop."""
     max_state_bytes: int = 8 << 30

@@ -659,6 +659,28 @@ async def test_who_has_no_checkpoint_or_falls_silent_is_passed_over(builder: Cha
 
 
 @virtual
+async def test_a_state_without_end_that_comes_slowly_holds_up_nobody(builder: ChainBuilder) -> None:
+    """Its pages are full, and each comes in time: only at its end could it be known to be false."""
+    net = Net(state_page_bytes=4000)
+    names = [f"drip{number}" for number in range(4)]
+    good, *drips = [old_node(net, name, builder) for name in ("good", *names)]
+
+    async def drip(peer: Any, request: GetState) -> Message:
+        await asyncio.sleep(0.9 * DEFAULT.request_s)
+        return State(encode(Page(tuple((request.start + bytes([i]), bytes(8)) for i in range(100)))), True)
+
+    for node in drips:
+        node.serve(GetState, drip)
+    new = newcomer(net, *names, now_ms=good.now_ms)
+    async with net:
+        await asyncio.sleep(20)
+        new.network.add_peer(Endpoint(net.host("good"), PORT))
+        await until(lambda: new.chain.tip.id == good.chain.tip.id, 5 * DEFAULT.state_patience_s)
+        assert flat(new.chain) == records(builder)
+        assert new.score_of(good) == 0
+
+
+@virtual
 async def test_a_chain_within_its_retention_is_replayed_from_genesis() -> None:
     net = Net()
     old = net.add("old", rules=RULES)

@@ -90,6 +90,33 @@ async def test_one_false_strip_among_many_is_traced_to_its_giver() -> None:
 
 
 @virtual
+async def test_a_question_that_is_not_answered_is_put_to_the_next_one_and_the_slow_are_asked_less() -> None:
+    net, tensor, asked = Net(), large(), list[tuple[str, int]]()
+    c = await holders(net, tensor, "a", "slow")
+    slow = net.nodes["slow"]
+
+    async def drip(peer: Any, request: GetTensor) -> Message:
+        asked.append(("slow", request.first))
+        await asyncio.sleep(9)
+        return await slow.network._server.tensor(peer, request)
+
+    slow.serve(GetTensor, drip)
+    counting(net.nodes["a"], asked)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await fetch(c, tensor)
+    assert loop.time() - began < 7, "one such wait for the first strips, one for all the others"
+    for seed in range(20):
+        another = Tensor(np.full((64, 64), seed, np.int32))
+        for name in ("a", "slow"):
+            await net.nodes[name].intake.tensor(another)
+        await fetch(c, another)
+    assert loop.time() - began < 10
+    assert c.score_of(slow) == 0, "slow is no offence"
+    await net.stop()
+
+
+@virtual
 async def test_a_tensor_that_nobody_has_is_unavailable_and_costs_no_connection() -> None:
     net, tensor = Net(), large()
     c = await holders(net, tensor, "a", "b")

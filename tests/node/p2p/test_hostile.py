@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from consensus.block import Header
@@ -13,11 +14,24 @@ from consensus.crypto import H
 from consensus.difficulty import block_work
 from consensus.validation import expected_target
 from node.p2p.limits import DEFAULT
-from node.p2p.messages import GetBody, GetHeaders, Headers, Message, NotFound, Status
+from node.p2p.messages import (
+    BodyBytes,
+    GetBody,
+    GetHeaderCopy,
+    GetHeaders,
+    GetStrips,
+    GetTensor,
+    Headers,
+    Message,
+    NotFound,
+    Status,
+    TensorStrips,
+)
 from node.p2p.transport import Endpoint
 from tests.builders import ALICE, BOB, ChainBuilder, regtest
-from tests.node.p2p.hostile import Swarm, never
-from tests.node.p2p.net import PORT, Net, until
+from tests.node.p2p.hostile import Answer, Swarm, missing, never
+from tests.node.p2p.net import PORT, Net, NetNode, until
+from tests.node.p2p.test_sync import grow
 from tests.node.virtual_time import virtual
 
 RULES = regtest(retention=40, max_reorg=4)
@@ -152,4 +166,59 @@ async def test_a_heavier_chain_that_begins_with_less_work_is_followed() -> None:
         assert a.chain.tip.height == 0
         good.network.add_peer(Endpoint(net.host("a"), PORT))
         await until(lambda: a.chain.tip.id == good.chain.tip.id)
+        assert not a.has_expelled(good)
+
+
+# ---------------------------------------------------------------------- the first download
+
+
+def behaviours(good: NetNode) -> dict[str, dict[type[Message], Answer]]:
+    """What an identity that knows all headers of the honest chain makes of the rest."""
+    server = good.network._server
+
+    async def false_body(peer: Any, request: GetBody) -> Message:
+        return BodyBytes(b"\x92\x90\x90")
+
+    async def false_tensor(peer: Any, request: GetTensor) -> Message:
+        answer = await server.tensor(peer, request)
+        if not isinstance(answer, TensorStrips):
+            return answer
+        strip = answer.strips[0]
+        return replace(answer, strips=(replace(strip, data=bytes(len(strip.data))), *answer.strips[1:]))
+
+    def dripping(serve: Answer) -> Answer:
+        async def drip(peer: Any, request: Any) -> Message:
+            await asyncio.sleep(0.9 * DEFAULT.request_s)
+            return await serve(peer, request)
+
+        return drip
+
+    everything: dict[type[Message], Answer] = {
+        GetHeaders: server.headers,
+        GetHeaderCopy: server.header_copy,
+        GetStrips: server.strips,
+        GetBody: server.body,
+        GetTensor: server.tensor,
+    }
+    return {
+        "stall": everything | {GetBody: never, GetTensor: never},
+        "lack": everything | {GetBody: missing, GetTensor: missing},
+        "falsify": everything | {GetBody: false_body, GetTensor: false_tensor},
+        "drip": everything | {GetBody: dripping(server.body), GetTensor: dripping(server.tensor)},
+    }
+
+
+@pytest.mark.parametrize("kind", ["stall", "lack", "falsify", "drip", "all of them"])
+@virtual
+async def test_a_fresh_node_follows_the_one_honest_peer_among_ten_that_are_hostile(kind: str) -> None:
+    net = Net(max_headers=16)
+    good, a = net.add("good"), net.add("a")
+    await grow(net, 100, "good")
+    known = behaviours(good)
+    kinds = list(known.values()) if kind == "all of them" else [known[kind]]
+    async with net, Swarm(net, a, 10, good.network._server.status, lambda number: kinds[number % len(kinds)]):
+        await until(lambda: len(a.network.peers()) == 10)
+        await asyncio.sleep(1)
+        a.network.add_peer(Endpoint(net.host("good"), PORT))
+        await until(lambda: a.chain.tip.id == good.chain.tip.id, 45)
         assert not a.has_expelled(good)
