@@ -261,7 +261,7 @@ class TlsTransport:
                 continue
             is_short = False
             assert self._server is not None
-            arrival = Arrival(host_group(remote[0]), self._server(), self._leave)
+            arrival = Arrival(host_group(remote[0]), household_of(remote[0]), self._server(), self._leave)
             self._lobby.enter(arrival)
             self._arrivals[arrival.handler] = arrival
             arrival.begin(self._start(self._secure(arrival, connection, tls)), self._limits.handshake_s)
@@ -273,7 +273,7 @@ class TlsTransport:
         try:
             await _spoken(connection)
             arrival.has_spoken = True
-            await self._turns.take(arrival.group)
+            await self._turns.take(arrival.group, arrival.household)
             await loop.connect_accepted_socket(
                 lambda: arrival,
                 connection,

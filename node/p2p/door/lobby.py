@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from aiohttp import web
 
@@ -20,14 +21,17 @@ class Arrival(Watch):
     """An inbound connection from accept to its end.
 
     Attributes:
-        group: the network that it comes from.
+        group, household: the network that it comes from, and the address or IPv6 /64.
         has_spoken: it has sent something.
     """
 
-    def __init__(self, group: str, handler: web.RequestHandler, leave: Callable[[Arrival], None]) -> None:
+    def __init__(
+        self, group: str, household: str, handler: web.RequestHandler, leave: Callable[[Arrival], None]
+    ) -> None:
         """`leave` is called when the connection is lost."""
         super().__init__(handler)
         self.group = group
+        self.household = household
         self.has_spoken = False
         self.handler = handler
         self._leave = leave
@@ -60,8 +64,8 @@ class Arrival(Watch):
 class Lobby:
     """The connections of strangers, in the order of their arrival: few, and fewer of one network group.
 
-    Where it is full a newcomer pushes somebody out of the most crowded group, so that no group keeps another one out:
-    one that has said nothing if there is any, and the first that came.
+    Where it is full a newcomer pushes somebody out of the most crowded group, and there of the most crowded household,
+    so that nobody keeps others out: one that has said nothing if there is any, and the first that came.
     """
 
     def __init__(self, limits: PeerLimits) -> None:
@@ -87,23 +91,31 @@ class Lobby:
             arrival.drop()
 
     def _push_out(self, group: str) -> None:
-        victim = min((other for other in self._places if other.group == group), key=lambda other: other.has_spoken)
+        crowd = [other for other in self._places if other.group == group]
+        households = Counter(other.household for other in crowd)
+        victim = min(crowd, key=lambda other: (-households[other.household], other.has_spoken))
         self.leave(victim)
         victim.drop()
 
 
 class Turns:
     """TLS handshakes of each network group: one after the other, and so many a second. They cost this node more than
-    the stranger, so who comes too often waits, and leaves the queue at no cost when it is cut off."""
+    the stranger, so who comes too often waits, and leaves the queue at no cost when it is cut off. The households of a
+    group take turns: a flood from one of them keeps no other one waiting."""
 
     def __init__(self, limits: PeerLimits) -> None:
         self._pause_s = 1 / limits.handshakes_per_s
         self._credit_s = (limits.handshakes_burst - 1) * self._pause_s
         self._queues: OrderedDict[str, asyncio.Lock] = OrderedDict()
+        self._households: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._next: dict[str, float] = {}
 
-    async def take(self, group: str) -> None:
-        """Wait for the group's next turn."""
+    async def take(self, group: str, household: str) -> None:
+        """Wait for the group's next turn; one of each household does so."""
+        async with self._households.setdefault(household, asyncio.Lock()):
+            await self._take(group)
+
+    async def _take(self, group: str) -> None:
         loop = asyncio.get_running_loop()
         queue = self._queues.setdefault(group, asyncio.Lock())
         self._queues.move_to_end(group)

@@ -286,6 +286,17 @@ async def test_the_most_crowded_network_group_makes_room_for_a_newcomer() -> Non
 
 
 @asynchronous
+async def test_a_flood_from_one_address_pushes_out_its_own() -> None:
+    async with listening(silent, FEW) as (address, _):
+        neighbours = [await plain(address, "127.0.0.2"), await plain(address, "127.0.0.3")]
+        flood = [await plain(address) for _ in range(40)]
+        assert await ended(neighbours) == 0
+        assert await ended(flood) == 40 - (FEW.max_strangers_per_group - len(neighbours))
+        for _, writer in [*neighbours, *flood]:
+            writer.close()
+
+
+@asynchronous
 async def test_who_has_not_introduced_itself_is_a_stranger_still_and_who_has_is_none() -> None:
     for accept, survivors in ((silent, FEW.max_strangers_per_group), (settled, 10)):
         async with listening(accept, FEW) as (address, dialler):
