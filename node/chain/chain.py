@@ -288,6 +288,7 @@ class Chain:
             with self._viewing:
                 self._store.write(batch)
                 self._state, self._tip, self._base = state, base, base
+            self._tree.settle(path(fork, base))
             snapshot.clear(self._store, before)
             self._retention.drop(base.height)
             return Import(tuple(disconnected))

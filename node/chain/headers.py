@@ -117,21 +117,17 @@ class HeaderTree:
         return entry
 
     def add_loose(
-        self,
-        header: Header,
-        parent: HeaderEntry,
-        is_settled: Callable[[HeaderEntry], bool],
-        held: Callable[[], Iterable[HeaderEntry]],
+        self, header: Header, parent: HeaderEntry, held: Callable[[], Iterable[HeaderEntry]]
     ) -> tuple[HeaderEntry, list[HeaderEntry]]:
         """The same for a header whose block may never come: also the entries that were dropped for it, if any.
 
-        `is_settled` tells what is loose no more; what leads to the best header, or to one of `held`, stays.
+        What leads to the best header, to one of `held`, or to a block that is here, stays.
         """
         entry = self.add(header, parent)
         self._loose[entry.id] = entry
         if len(self._loose) <= self._next_drop:
             return entry, []
-        self._loose = {loose.id: loose for loose in self._loose.values() if not is_settled(loose)}
+        self._loose = {loose.id: loose for loose in self._loose.values() if not loose.has_body}
         needed = self._needed([entry, self._best, *held()])
         spare = [loose for loose in self._loose.values() if loose.id not in needed]
         dropped = self._least(spare, len(spare) - self.max_loose * 3 // 4)
@@ -140,6 +136,11 @@ class HeaderTree:
         # Where a long chain is taken in, looking again at all of it for every few headers would cost more than they do.
         self._next_drop = len(self._loose) + max(self.max_loose // 4, len(self._loose) // 8)
         return entry, dropped
+
+    def settle(self, entries: Iterable[HeaderEntry]) -> None:
+        """These are needed, though their blocks will not come: a state above them was adopted."""
+        for entry in entries:
+            self._loose.pop(entry.id, None)
 
     def _needed(self, tops: Iterable[HeaderEntry]) -> set[bytes]:
         """Ids of the loose entries on the way to any of these, or to a block that is stored."""

@@ -107,7 +107,7 @@ class KnownHeaders:
     def add(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> HeaderEntry:
         """Check a new header against its parent and put it into the tree. Raises `ConsensusError`."""
         self._take(header, parent, strips)
-        entry, dropped = self.tree.add_loose(header, parent, self._is_settled, lambda: tuple(self._held.values()))
+        entry, dropped = self.tree.add_loose(header, parent, lambda: tuple(self._held.values()))
         headers = [Header(loose.core, proof) for loose in dropped for proof in loose.copies.values()]
         if keys := [schema.strips(h.id, h.ticket) for h in headers if not isinstance(h.core.unit, Zero)]:
             self._store.write(dict.fromkeys(keys))
@@ -131,10 +131,6 @@ class KnownHeaders:
         validation.check_header(self._params, header, parent.context(header.core.parent_ticket), self._clock())
         validation.check_answer(self._genesis_hash, header)
         validation.check_tile(header, strips or self.strips_at_hand(header))
-
-    def _is_settled(self, entry: HeaderEntry) -> bool:
-        """Whether its block is here, or below a state that was adopted."""
-        return entry.has_body or self._archive.id_at(entry.height) == entry.id
 
     def _take(self, header: Header, parent: HeaderEntry, strips: Strips | None) -> None:
         self.check(header, parent, strips)

@@ -18,17 +18,13 @@ from tests.node.chain.test_chain import feed, open_chain
 MOST = 40
 
 
-def nobody(entry: HeaderEntry) -> bool:
-    return entry.has_body
-
-
 def grow(
     tree: HeaderTree, parent: HeaderEntry, count: int, name: int = 0, held: Iterable[HeaderEntry] = ()
 ) -> HeaderEntry:
     """`count` headers of equal work, one above the other; the last one's entry."""
     for _ in range(count):
         core = replace(parent.core, height=parent.height + 1, parent=parent.id, nonce=name.to_bytes(8))
-        parent, _ = tree.add_loose(Header(core, None), parent, nobody, lambda: held)
+        parent, _ = tree.add_loose(Header(core, None), parent, lambda: held)
     return parent
 
 
@@ -59,12 +55,14 @@ def test_headers_that_nobody_completes_are_few_and_those_with_the_least_work_go(
 def test_what_is_held_or_stored_stays_however_little_work_it_has() -> None:
     tree = new_tree()
     grow(tree, tree.genesis, 30)
-    held, stored = grow(tree, tree.genesis, 3, 1), grow(tree, tree.genesis, 3, 2)
+    held, stored, adopted = (grow(tree, tree.genesis, 3, name) for name in (1, 2, 0xADD))
     stored.has_body = True
+    tree.settle(adopted.ancestors())
     for name in range(3, 100):
         grow(tree, tree.genesis, 5, name, held=[held])
     check(tree)
     assert tree.get(held.id) is held
+    assert tree.get(adopted.id) is adopted
     assert tree.get(stored.id) is stored
     for name in range(100, 200):
         grow(tree, tree.genesis, 5, name)

@@ -481,6 +481,14 @@ def newcomer(net: Net, *dial: str, now_ms: int, **rig: Any) -> NetNode:
     return node
 
 
+def test_headers_below_an_adopted_state_are_never_dropped(builder: ChainBuilder) -> None:
+    """Whatever is the best header later on, and however many there are that nobody completes."""
+    chain = fresh_chain(builder)
+    add_headers(chain, builder)
+    join(chain, builder, 50)
+    assert chain.known.tree._loose.keys() == {node.block.id for node in lineage(builder.tip)[50:]}
+
+
 @virtual
 async def test_a_fresh_node_joins_an_old_chain_and_follows_it(builder: ChainBuilder) -> None:
     net = Net(operands_retry_s=1.0, state_page_bytes=600)

@@ -29,7 +29,7 @@ from node.p2p.messages import (
 )
 from node.p2p.transport import Endpoint
 from tests.builders import ALICE, BOB, ChainBuilder, regtest
-from tests.node.p2p.hostile import Answer, Swarm, missing, never
+from tests.node.p2p.hostile import Answer, in_memory, missing, never
 from tests.node.p2p.net import PORT, Net, NetNode, until
 from tests.node.p2p.test_sync import grow
 from tests.node.virtual_time import virtual
@@ -43,7 +43,7 @@ async def test_identities_that_hang_on_headers_keep_nobody_waiting_under_whateve
     """Ten of them have both places and the whole line, and come again under other names as soon as they are out."""
     net = Net()
     a = net.add("a")
-    async with net, Swarm(net, a, 10, lambda: CLAIM, lambda _: {GetHeaders: never}, session_s=7.0) as swarm:
+    async with net, in_memory(net, a, 10, lambda: CLAIM, lambda _: {GetHeaders: never}, session_s=7.0) as swarm:
         await until(lambda: len(a.network.peers()) == 10)
         await asyncio.sleep(30)
         assert swarm.sessions > 30
@@ -60,7 +60,7 @@ async def test_a_slow_honest_peer_brings_its_headers_while_others_hang() -> None
     """An answer that takes longer than a turn waits for a place again, and is taken in."""
     net = Net(max_headers=8)
     a = net.add("a")
-    async with net, Swarm(net, a, 10, lambda: CLAIM, lambda _: {GetHeaders: never}):
+    async with net, in_memory(net, a, 10, lambda: CLAIM, lambda _: {GetHeaders: never}):
         await until(lambda: len(a.network.peers()) == 10)
         good = net.add("good", "a")
         await good.mine(20)
@@ -83,7 +83,7 @@ async def test_claims_that_are_never_shown_delay_a_fresh_node_once() -> None:
     a, good = net.add("a", "good", rules=RULES), net.add("good", rules=RULES)
     await good.mine(3)
     a.now_ms = good.now_ms
-    async with net, Swarm(net, a, 10, lambda: CLAIM, lambda _: {GetHeaders: never}, session_s=7.0):
+    async with net, in_memory(net, a, 10, lambda: CLAIM, lambda _: {GetHeaders: never}, session_s=7.0):
         for _ in range(8):
             await asyncio.sleep(3)
             await good.mine()
@@ -128,9 +128,9 @@ async def test_a_long_chain_of_cheap_headers_is_weighed_and_not_taken_in() -> No
     a = net.add("a")
     a.now_ms += 60 * a.params.spacing_ms
     claim = lambda: replace(light.status(), total_work=CLAIM.total_work)  # noqa: E731  (one expression, used once)
-    async with net, Swarm(net, a, 1, best.status, lambda _: {GetHeaders: best.show}):
+    async with net, in_memory(net, a, 1, best.status, lambda _: {GetHeaders: best.show}):
         await until(lambda: a.chain.best_header.height == 60)
-        async with Swarm(net, a, 1, claim, lambda _: {GetHeaders: light.show}, group="10.251") as swarm:
+        async with in_memory(net, a, 1, claim, lambda _: {GetHeaders: light.show}, group="10.251") as swarm:
             await until(lambda: swarm.sessions == 2)  # expelled: each of its lies has left one answer here
             assert len(a.chain.known.tree._entries) <= 1 + 60 + 3 * 8
 
@@ -161,7 +161,7 @@ async def test_a_heavier_chain_that_begins_with_less_work_is_followed() -> None:
     numbers = itertools.count(1)
     good.serve(GetHeaders, crowded)
     good.serve(GetBody, body)
-    async with net, Swarm(net, a, 10, shadow.status, lambda _: {GetHeaders: shadow.show}):
+    async with net, in_memory(net, a, 10, shadow.status, lambda _: {GetHeaders: shadow.show}):
         await until(lambda: a.chain.best_header.height == 60)
         assert a.chain.tip.height == 0
         good.network.add_peer(Endpoint(net.host("a"), PORT))
@@ -216,7 +216,7 @@ async def test_a_fresh_node_follows_the_one_honest_peer_among_ten_that_are_hosti
     await grow(net, 100, "good")
     known = behaviours(good)
     kinds = list(known.values()) if kind == "all of them" else [known[kind]]
-    async with net, Swarm(net, a, 10, good.network._server.status, lambda number: kinds[number % len(kinds)]):
+    async with net, in_memory(net, a, 10, good.network._server.status, lambda number: kinds[number % len(kinds)]):
         await until(lambda: len(a.network.peers()) == 10)
         await asyncio.sleep(1)
         a.network.add_peer(Endpoint(net.host("good"), PORT))
