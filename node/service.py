@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import secrets
 import time
@@ -29,7 +30,7 @@ from typing import ParamSpec, TypeVar
 from consensus import work
 from consensus.proofs import freivalds
 from node.chain.store import StorageError
-from node.compute import ThreadCompute
+from node.compute import Shares, ThreadCompute
 from node.config import Config
 from node.failure import Failure
 from node.metrics import Metrics
@@ -70,6 +71,8 @@ logger = logging.getLogger("tilework.node")
 
 READ_THREADS = 4
 """For RPC's reads and hashing, so that they never queue behind the import of a block."""
+PEERS_SHARE = 0.15
+"""Of the machine, for what peers ask for: what is left mines at more than four fifths of its rate."""
 CATCH_UP_SECONDS = 15.0
 """A miner waits for the chain of its peers, but not longer than this without any progress: they may be down."""
 CATCH_UP_LOOK_SECONDS = 0.2
@@ -104,6 +107,7 @@ class Node:
             raise
         self._compute = ThreadCompute(config.threads, failure.report)
         self._reads = ThreadCompute(READ_THREADS, failure.report)
+        self._asked = ThreadCompute(1, failure.report)
         self._bench = LowPriorityCompute()
         pool = Mempool(self.chain, config.limits.mempool_mib << 20)
         self.intake = Intake(self.chain, pool, ResultPool(self.chain), self._compute)
@@ -112,7 +116,16 @@ class Node:
         self.miner = None if worker is None else self._make_miner(worker, rng)
         transport = TlsTransport(identity, DEFAULT)
         self.network = Network(
-            network, identity, self.chain, self.intake, transport, clock, rng, self._compute, failure.report
+            network,
+            identity,
+            self.chain,
+            self.intake,
+            transport,
+            clock,
+            rng,
+            self._compute,
+            Shares(self._asked, PEERS_SHARE * (os.cpu_count() or 1)),
+            failure.report,
         )
         self.report = Report(
             self.chain,
@@ -203,7 +216,7 @@ class Node:
     async def _close(self) -> None:
         """Let what has begun end, then close the files."""
         await self.intake.close()
-        for pool in (self._bench, self._reads, self._compute):
+        for pool in (self._bench, self._reads, self._asked, self._compute):
             await asyncio.to_thread(pool.close)
         self._store.close()
         logger.info("stopped", extra={"height": self.chain.tip.height})

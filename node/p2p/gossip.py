@@ -17,7 +17,7 @@ from consensus.errors import ConsensusError, MissingTensor, Reason
 from consensus.rules import payloads
 from consensus.tensor import Tensor
 from consensus.transaction import Result, Transaction, decode_transaction
-from node.compute import Compute
+from node.compute import Compute, Shares
 from node.p2p.fetch import Fetcher, Unavailable, together
 from node.p2p.limits import MAX_ANNOUNCED, MAX_REQUESTED, MAX_STRIP_BYTES, PeerLimits
 from node.p2p.messages import Announce, GetItems, Items, Kind, Message, NotFound
@@ -54,8 +54,8 @@ class ItemIntake(Protocol):
 
     @property
     def pool(self) -> TransactionPool: ...
-    async def transaction(self, tx: Transaction) -> bytes: ...
-    async def result(self, result: Result) -> bytes: ...
+    async def transaction(self, tx: Transaction, compute: Compute | None = None) -> bytes: ...
+    async def result(self, result: Result, compute: Compute | None = None) -> bytes: ...
     async def tensor(self, tensor: Tensor, obliged: bool = False) -> None: ...
 
 
@@ -68,14 +68,14 @@ class Gossip:
         genesis_hash: bytes,
         fetcher: Fetcher,
         peers: Callable[[], Collection[Peer]],
-        compute: Compute,
+        shares: Shares,
         limits: PeerLimits,
     ) -> None:
         self._intake = intake
         self._genesis_hash = genesis_hash
         self._fetcher = fetcher
         self._peers = peers
-        self._compute = compute
+        self._shares = shares
         self._limits = limits
         self._fresh: list[tuple[Kind, bytes]] = []
         self._has_fresh = asyncio.Event()
@@ -193,15 +193,16 @@ class Gossip:
 
     async def _take(self, peer: Peer, kind: Kind, data: bytes) -> bytes:
         """Decode and verify one item; its id. ConsensusError where it cannot be decoded."""
+        share = self._shares.of(peer.asker)
         if kind is Kind.TRANSACTION:
-            tx = await self._compute.run(decode_transaction, data)
+            tx = await share.run(decode_transaction, data)
             item_id = tx.body.txid(self._genesis_hash)
             needs = [operand.commitment for operand in payloads.operands(tx)]
-            await self._verified(peer, item_id, lambda: self._intake.transaction(tx), needs)
+            await self._verified(peer, item_id, lambda: self._intake.transaction(tx, share), needs)
         else:
             result = decode(Result, data, _MAX_RESULT_BYTES)
             item_id = result.id(self._genesis_hash)
-            await self._verified(peer, item_id, lambda: self._intake.result(result))
+            await self._verified(peer, item_id, lambda: self._intake.result(result, share))
         return item_id
 
     async def _verified(

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from consensus.transaction import Result, Transaction
 from node.chain.chain import Import
 from node.chain.store import StorageError
-from node.compute import Compute
+from node.compute import Compute, Shares
 from node.p2p.admission import Admission
 from node.p2p.book import Book, is_acceptable, read_book, write_book
 from node.p2p.dialler import Dialler
@@ -108,9 +108,11 @@ class Network:
         clock: Callable[[], int],
         rng: random.Random,
         compute: Compute,
+        shares: Shares,
         fatal: Callable[[BaseException], None],
     ) -> None:
-        """`clock` gives Unix milliseconds; `fatal` gets the error, or the group, after which the node must stop."""
+        """`clock` gives Unix milliseconds; on `shares` runs what peers ask for; `fatal` gets the error, or the group,
+        after which the node must stop."""
         limits = config.limits
         self._config = config
         self._limits = limits
@@ -130,12 +132,12 @@ class Network:
         self._admission: Admission[Peer] = Admission(identity.key, limits, rng)
         self.book = Book(config.allow_private, rng, limits)
         self._dialler = Dialler(self._connect, self._spawn, self._admission, self.book, limits, clock, rng)
-        self._server = Server(chain, compute, limits.state_page_bytes)
+        self._server = Server(chain, shares, limits.state_page_bytes)
         self._headers = HeaderSync(chain, compute, limits, self._headers_arrived)
         blocks = Fetcher(chain.tensors, intake, compute, limits.download_bytes, rng)
         self._downloader = Downloader(chain, intake, self._headers, blocks, compute, limits)
         items = Fetcher(chain.tensors, intake, compute, limits.gossip_bytes, rng)
-        self._gossip = Gossip(intake, chain.genesis_hash, items, self._admission.present, compute, limits)
+        self._gossip = Gossip(intake, chain.genesis_hash, items, self._admission.present, shares, limits)
         self._handlers = self._handler_table()
 
     @property

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from consensus.codec import Value
 from consensus.errors import ConsensusError
+from node.compute import Asker
 from node.p2p.handshake import Acquaintance, leave_of
 from node.p2p.limits import PeerLimits
 from node.p2p.messages import (
@@ -38,7 +39,7 @@ from node.p2p.messages import (
     encode_frame,
     read_prefix,
 )
-from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge
+from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge, household_of
 
 logger = logging.getLogger("tilework.network")
 
@@ -214,6 +215,11 @@ class Peer:
     def name(self) -> str:
         """Short name for logs."""
         return self.key.hex()[:12]
+
+    @property
+    def asker(self) -> Asker:
+        """Whom work that the peer asks for is counted against."""
+        return Asker(household_of(self.address.host), self.key)
 
     @property
     def home(self) -> Endpoint:

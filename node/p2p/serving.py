@@ -1,7 +1,7 @@
 """Answers to peers' requests, out of the chain and the tensor store.
 
 One function per request; each gives the reply that the message table declares, or `NotFound`. What reads more than a
-record or two runs off the event loop.
+record or two runs off the event loop, on the peer's share of the node's time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from consensus.tensor import TensorSpec
 from node.chain.checkpoints import CheckpointChain, Checkpoints
 from node.chain.headers import HeaderEntry
 from node.chain.known import KnownHeaders
-from node.compute import Compute
+from node.compute import Shares
 from node.p2p.messages import (
     BodyBytes,
     GetBody,
@@ -59,9 +59,9 @@ class ServedChain(CheckpointChain, Protocol):
 class Server:
     """Serves one node's data."""
 
-    def __init__(self, chain: ServedChain, compute: Compute, state_page_bytes: int) -> None:
+    def __init__(self, chain: ServedChain, shares: Shares, state_page_bytes: int) -> None:
         self._chain = chain
-        self._compute = compute
+        self._shares = shares
         self._checkpoints = Checkpoints(chain, state_page_bytes)
 
     def status(self) -> Status:
@@ -71,7 +71,7 @@ class Server:
 
     async def headers(self, peer: Peer, request: GetHeaders) -> Message:
         """Main-chain headers after the locator."""
-        named = await self._compute.run(self._chain.headers_after, list(request.locator), request.limit)
+        named = await self._shares.run(peer.asker, self._chain.headers_after, list(request.locator), request.limit)
         return Headers(tuple(named))
 
     async def header_copy(self, peer: Peer, request: GetHeaderCopy) -> Message:
@@ -81,21 +81,21 @@ class Server:
 
     async def strips(self, peer: Peer, request: GetStrips) -> Message:
         """What proves a packet header's tile."""
-        strips = await self._compute.run(self._chain.known.strips, request.id, request.ticket)
+        strips = await self._shares.run(peer.asker, self._chain.known.strips, request.id, request.ticket)
         return HeaderStrips(strips) if strips is not None else NotFound()
 
     async def body(self, peer: Peer, request: GetBody) -> Message:
         """A block's body."""
-        data = await self._compute.run(self._body, request.id)
+        data = await self._shares.run(peer.asker, self._body, request.id)
         return BodyBytes(data) if data is not None else NotFound()
 
     async def tensor(self, peer: Peer, request: GetTensor) -> Message:
         """Some strips of a tensor."""
-        return await self._compute.run(self._strips, request)
+        return await self._shares.run(peer.asker, self._strips, request)
 
     async def state(self, peer: Peer, request: GetState) -> Message:
         """Some records of a checkpoint's state."""
-        page = await self._compute.run(self._checkpoints.page, request.id, request.start)
+        page = await self._shares.run(peer.asker, self._checkpoints.page, request.id, request.start)
         return State(*page) if page is not None else NotFound()
 
     def _body(self, block_id: bytes) -> bytes | None:

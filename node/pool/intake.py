@@ -99,8 +99,10 @@ class Intake:
         self._unclaimed_blocks = unclaimed_blocks
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def transaction(self, tx: Transaction) -> bytes:
+    async def transaction(self, tx: Transaction, compute: Compute | None = None) -> bytes:
         """Verify a transaction and keep it until a block takes it; returns its txid. A pending one may come again.
+
+        `compute` is where it is verified, if not where the node's own work runs.
 
         Raises:
             ConsensusError: no block could ever hold it.
@@ -109,12 +111,14 @@ class Intake:
         """
         txid = tx.body.txid(self.chain.genesis_hash)
         if txid not in self.pool:
-            # In flight by its full bytes: a copy with a forged signature must not answer for the true one.
-            await self._once(tx, lambda: self._transaction(tx, txid))
+            where = compute or self._compute
+            # In flight by its full bytes, for a copy with a forged signature must not answer for the true one; and by
+            # where it is verified, for whoever's turn comes late must not hold up the others.
+            await self._once((tx, where), lambda: self._transaction(tx, txid, where))
         return txid
 
-    async def result(self, result: Result) -> bytes:
-        """Verify a worker's answer and keep it until a block takes it; returns its id.
+    async def result(self, result: Result, compute: Compute | None = None) -> bytes:
+        """Verify a worker's answer and keep it until a block takes it; returns its id. `compute` as above.
 
         Raises:
             ConsensusError: it is false, or not the assignee's.
@@ -124,7 +128,8 @@ class Intake:
         """
         known = self.results.get(result.body.packet_id)
         if known is None or known.body != result.body:
-            await self._once(result, lambda: self._result(result))
+            where = compute or self._compute
+            await self._once((result, where), lambda: self._result(result, where))
         return result.id(self.chain.genesis_hash)
 
     async def block(self, block: Block, strips: Strips | None = None) -> Import:
@@ -154,8 +159,8 @@ class Intake:
 
     # ------------------------------------------------------------------ transactions
 
-    async def _transaction(self, tx: Transaction, txid: bytes) -> None:
-        await self._compute.run(self._check_transaction, tx, txid)
+    async def _transaction(self, tx: Transaction, txid: bytes, compute: Compute) -> None:
+        await compute.run(self._check_transaction, tx, txid)
         if self.pool.add(tx, txid):
             for observer in self.observers:
                 observer.new_transaction(tx, txid)
@@ -169,9 +174,9 @@ class Intake:
 
     # ------------------------------------------------------------------ Results
 
-    async def _result(self, result: Result) -> None:
+    async def _result(self, result: Result, compute: Compute) -> None:
         try:
-            await self._compute.run(self._check_result, result)
+            await compute.run(self._check_result, result)
         except NotYet:
             if not self._waiting.add(result, self.chain.tip.height):
                 fix = "send it again once the packet's block is here"

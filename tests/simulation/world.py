@@ -17,7 +17,7 @@ from consensus.transaction import SubmitJob, Transaction
 from node.chain.chain import Chain
 from node.chain.store import MemoryStore
 from node.chain.tensors import TensorStore
-from node.compute import InlineCompute
+from node.compute import InlineCompute, Shares
 from node.mining.miner import Miner
 from node.mining.producer import Producer
 from node.p2p.identity import from_seed
@@ -86,6 +86,7 @@ class SimulatedNode:
             world.now_ms,
             choices,
             compute,
+            Shares(compute, share=1.0, timer=lambda: 0.0),  # no clock but the world's
             world.failures.append,
         )
         bench = LuckyBench(luck, world.unit_s)

@@ -11,6 +11,7 @@ from typing import Any
 from consensus.block import Block
 from consensus.crypto import H
 from node.chain.chain import Import
+from node.compute import Shares
 from node.p2p.identity import Identity, from_seed
 from node.p2p.limits import DEFAULT, PeerLimits
 from node.p2p.messages import Message
@@ -48,7 +49,16 @@ class NetNode(Rig):
         config = NetworkConfig(listen, tuple(dial), allow_private=True, limits=limits)
         rng = random.Random(name)
         self.network = Network(
-            config, self.identity, self.chain, self.intake, transport, self.clock, rng, self.compute, self.errors.append
+            config,
+            self.identity,
+            self.chain,
+            self.intake,
+            transport,
+            self.clock,
+            rng,
+            self.compute,
+            Shares(self.compute, share=1.0, timer=lambda: 0.0),
+            self.errors.append,
         )
 
     def serve(self, request: type[Message], handler: Callable[[Any, Any], Awaitable[Message]]) -> None:
