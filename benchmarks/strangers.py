@@ -44,7 +44,8 @@ PATIENCE_S = 15.0
 
 @dataclass
 class Seen:
-    """What was seen while an attack ran. Seconds, but for `memory_mb` and `descriptors`."""
+    """What was seen while an attack ran. Seconds, but for `memory_mb` and `descriptors`; `busy` is the part of a core
+    that the node took besides its mining."""
 
     calls: list[float] = field(default_factory=list)
     joins: list[float] = field(default_factory=list)
@@ -52,6 +53,7 @@ class Seen:
     memory_mb: float = 0.0
     descriptors: int = 0
     failures: int = 0
+    busy: float = 0.0
 
 
 def run() -> list[Row]:
@@ -83,17 +85,16 @@ def _attacked(name: str, victim: RealNode, honest: RealNode, payer: _Payer, fact
     txid = payer.pay()
     until(lambda: _has(victim, txid), "a payment")
     told = facts | {"txid": txid, "tip": victim.call("chain_info")["tip"]}
-    alone, _ = _watched(victim, payer, facts, BEFORE_S)
+    alone, quiet = _watched(victim, payer, facts, BEFORE_S)
     with _attack(name, told):
         time.sleep(SETTLE_S)
         under, seen = _watched(victim, payer, facts, DURING_S)
         behind = victim.height() - honest.height()
     calls = sorted(seen.calls)
-    bounds = (
-        f"{seen.memory_mb:.0f} MB, {seen.descriptors} descriptors; {behind} blocks behind, {seen.failures} failures"
-    )
+    cost = seen.busy - quiet.busy
+    others = f"{cost:.2f} of a core, {seen.descriptors} descriptors, {behind} blocks behind, {seen.failures} failures"
     return [
-        Row(f"{name}: work kept", under / alone, "×", 0.8, bounds),
+        Row(f"{name}: work kept", under / alone, "×", 0.8, others),
         Row(f"{name}: RPC p99", 1e3 * calls[len(calls) * 99 // 100], "ms", 100, better="lower"),
         Row(f"{name}: a peer gets in", max(seen.joins, default=PATIENCE_S), "s", 5, better="lower"),
         Row(f"{name}: a payment arrives", max(seen.payments, default=PATIENCE_S), "s", 5, better="lower"),
@@ -114,9 +115,10 @@ def _watched(victim: RealNode, payer: _Payer, facts: dict[str, Any], seconds: fl
     ]
     for watcher in watchers:
         watcher.start()
-    before, started = _units(victim), time.perf_counter()
+    before, busy, started = _units(victim), _busy_s(victim), time.perf_counter()
     time.sleep(seconds)
-    rate = (_units(victim) - before) / (time.perf_counter() - started)
+    taken = time.perf_counter() - started
+    rate, seen.busy = (_units(victim) - before) / taken, (_busy_s(victim) - busy) / taken
     for watcher in watchers:
         watcher.join()
     return rate, seen
@@ -151,6 +153,18 @@ def _has(victim: RealNode, txid: str) -> bool:
         return bool(victim.call("tx_get", txid=txid))
     except RpcFailed:
         return False
+
+
+def _busy_s(victim: RealNode) -> float:
+    """Processor time of the victim's threads but the one that mines."""
+    assert victim.process is not None
+    total = 0
+    for task in Path(f"/proc/{victim.process.pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            if fields[16] == "0":  # mining is nice
+                total += sum(map(int, fields[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def _units(victim: RealNode) -> int:

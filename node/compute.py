@@ -89,7 +89,7 @@ class Shares:
         self,
         compute: Compute,
         share: float,
-        burst_s: float = 5.0,
+        burst_s: float = 2.0,
         timer: Callable[[], float] = time.thread_time,
     ) -> None:
         """
@@ -161,7 +161,8 @@ class Shares:
         while self._waiting and not self._busy:
             if self._left_s <= 0:
                 if self._alarm is None:
-                    self._alarm = asyncio.get_running_loop().call_later(-self._left_s / self._share, self._wake)
+                    pause_s = max(OVERHEAD_S, -self._left_s / self._share)
+                    self._alarm = asyncio.get_running_loop().call_later(pause_s, self._wake)
                 return
             asker = min(self._waiting, key=lambda one: (self._had_by(one.household, now), self._had_by(one, now)))
             turn = self._waiting[asker].popleft()

@@ -71,8 +71,8 @@ logger = logging.getLogger("tilework.node")
 
 READ_THREADS = 4
 """For RPC's reads and hashing, so that they never queue behind the import of a block."""
-PEERS_SHARE = 0.15
-"""Of the machine, for what peers ask for: what is left mines at more than four fifths of its rate."""
+PEERS_SHARE = 0.1
+"""Of the machine, for work that peers ask for; with their frames, what is left mines at four fifths of its rate."""
 CATCH_UP_SECONDS = 15.0
 """A miner waits for the chain of its peers, but not longer than this without any progress: they may be down."""
 CATCH_UP_LOOK_SECONDS = 0.2

@@ -21,7 +21,7 @@ from node.compute import Compute, Shares
 from node.p2p.fetch import Fetcher, Unavailable, together
 from node.p2p.limits import MAX_ANNOUNCED, MAX_REQUESTED, MAX_STRIP_BYTES, PeerLimits
 from node.p2p.messages import Announce, GetItems, Items, Kind, Message, NotFound
-from node.p2p.peer import Missing, Offence, Peer, PeerStalled
+from node.p2p.peer import Missing, Offence, Peer, PeerStalled, TokenBucket
 from node.pool.intake import NotYet
 from node.pool.mempool import PoolError
 
@@ -128,8 +128,11 @@ class Gossip:
     def note_announcement(self, peer: Peer, message: Announce) -> None:
         """A peer offers ids; those that are not here are fetched by its worker."""
         queue = self._queue_of(peer)
+        now = asyncio.get_running_loop().time()
         for item_id in message.ids:
-            peer.note_known(item_id)
+            if not peer.note_known(item_id) and not queue.repeats.take(now):
+                peer.penalise(Offence.FLOOD, "ids announced before")
+                return
             if self._is_wanted(item_id):
                 if len(queue.ids) >= self._limits.max_announced:
                     peer.penalise(Offence.FLOOD, "announced ids")
@@ -263,7 +266,10 @@ class Gossip:
             self._refused.popitem(last=False)
 
     def _queue_of(self, peer: Peer) -> _Announced:
-        return self._queues.setdefault(peer, _Announced())
+        if peer not in self._queues:
+            now = asyncio.get_running_loop().time()
+            self._queues[peer] = _Announced(TokenBucket(self._limits.repeats_per_s, self._limits.repeats_burst, now))
+        return self._queues[peer]
 
 
 class _Turn:
@@ -275,8 +281,9 @@ class _Turn:
 
 
 class _Announced:
-    """What one peer offers and this node has not looked at yet."""
+    """What one peer offers and this node has not looked at yet; how often it may offer what it has offered."""
 
-    def __init__(self) -> None:
+    def __init__(self, repeats: TokenBucket) -> None:
+        self.repeats = repeats
         self.ids: deque[tuple[Kind, bytes]] = deque()
         self.arrived = asyncio.Event()

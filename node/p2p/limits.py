@@ -127,6 +127,9 @@ class PeerLimits:
     """After so long an announced id that does not come is asked of its other announcers, too."""
     max_known: int = 4096
     """Ids per peer that it is known to know."""
+    repeats_per_s: float = 1000.0
+    repeats_burst: float = 4096.0
+    """Announced ids that a peer is known to know already: announcements cross, at the rate of what is new at most."""
     max_announced: int = 2048
     """Ids announced by one peer that wait to be fetched."""
     max_recent: int = 4096

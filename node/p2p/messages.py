@@ -324,7 +324,7 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration(0x17, BodyBytes, MAX_BODY_BYTES + 16, Role.REPLY),
     Declaration(0x20, NewBlock, _HEADER, Role.NOTICE, per_s=10, burst=100),
     Declaration(0x21, Announce, 16 << 10, Role.NOTICE, per_s=50, burst=500),
-    Declaration(0x22, GetItems, 4 << 10, Role.REQUEST, Items, per_s=100, burst=1000),
+    Declaration(0x22, GetItems, 4 << 10, Role.REQUEST, Items, per_s=25, burst=250),
     Declaration(0x23, Items, _LARGEST, Role.REPLY),
     Declaration(0x30, GetTensor, 64, Role.REQUEST, TensorStrips, per_s=1000, burst=10_000),
     Declaration(0x31, TensorStrips, _LARGEST, Role.REPLY),

@@ -46,6 +46,7 @@ class NetNode(Rig):
         self.identity = identity(name)
         self.errors: list[BaseException] = []
         self.is_checked = True
+        self.shares = Shares(self.compute, share=1.0, timer=lambda: 0.0)
         config = NetworkConfig(listen, tuple(dial), allow_private=True, limits=limits)
         rng = random.Random(name)
         self.network = Network(
@@ -57,7 +58,7 @@ class NetNode(Rig):
             self.clock,
             rng,
             self.compute,
-            Shares(self.compute, share=1.0, timer=lambda: 0.0),
+            self.shares,
             self.errors.append,
         )
 
