@@ -7,11 +7,12 @@ its way into this node is bounded in bytes.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from consensus import tensor as tensors_module
@@ -78,13 +79,52 @@ async def together(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-class ByteBudget:
-    """At most `limit` bytes at once, first come first served; a larger piece goes alone."""
+QUICK_BYTES_PER_S = 4 << 20
+"""Who brings so much keeps its bytes, whoever waits."""
 
-    def __init__(self, limit: int) -> None:
+
+class Holding:
+    """Some bytes of a budget, and how quickly they come from a household."""
+
+    def __init__(self, household: str, since: float, way: asyncio.Timeout) -> None:
+        self.household = household
+        self.brought = 0
+        self._since = since
+        self._way = way
+
+    def age_s(self, now: float) -> float:
+        return now - self._since
+
+    def pace(self, now: float) -> float:
+        """Bytes per second."""
+        return self.brought / max(self.age_s(now), 1e-3)
+
+    def make_way(self, now: float) -> None:
+        """Be over now."""
+        self._way.reschedule(now)
+
+
+class _Waiting(NamedTuple):
+    size: int
+    household: str
+    turn: asyncio.Future[None]
+
+
+class ByteBudget:
+    """At most `limit` bytes at once, first come first served but for the slow; a larger piece goes alone.
+
+    Once somebody has waited for `turn_s`, those who have had their bytes for as long make way unless they are quick,
+    and what comes from the same household goes behind all others: a slow peer pays with its own.
+    """
+
+    def __init__(self, limit: int, turn_s: float = math.inf) -> None:
         self._limit = limit
+        self._turn_s = turn_s
         self._used = 0
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._queue: list[_Waiting] = []
+        self._holdings: set[Holding] = set()
+        self._slow: Counter[str] = Counter()
+        self._look_out: asyncio.TimerHandle | None = None
 
     @property
     def used(self) -> int:
@@ -92,10 +132,15 @@ class ByteBudget:
         return self._used
 
     @asynccontextmanager
-    async def take(self, size: int) -> AsyncIterator[None]:
-        """Hold `size` bytes while the block runs."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((size, turn))
+    async def take(self, size: int, household: str = "") -> AsyncIterator[Holding]:
+        """Hold `size` bytes, which come from a household, while the block runs.
+
+        Raises:
+            Unavailable: it was slow, and others waited.
+        """
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._queue.append(_Waiting(size, household, turn))
         self._admit()
         try:
             await turn
@@ -104,7 +149,17 @@ class ByteBudget:
                 self._release(size)
             raise
         try:
-            yield
+            async with asyncio.timeout(None) as way:
+                holding = Holding(household, loop.time(), way)
+                self._holdings.add(holding)
+                try:
+                    yield holding
+                finally:
+                    self._holdings.discard(holding)
+        except TimeoutError:
+            if not way.expired():
+                raise
+            raise Unavailable("too slow while others wait") from None
         finally:
             self._release(size)
 
@@ -113,28 +168,48 @@ class ByteBudget:
         self._admit()
 
     def _admit(self) -> None:
+        self._queue = [waiting for waiting in self._queue if not waiting.turn.done()]
         while self._queue:
-            size, turn = self._queue[0]
-            if not turn.done():
-                if self._used and self._used + size > self._limit:
-                    return
-                self._used += size
-                turn.set_result(None)
-            self._queue.popleft()
+            first = min(self._queue, key=lambda waiting: self._slow[waiting.household])
+            if self._used and self._used + first.size > self._limit:
+                if self._look_out is None and self._turn_s < math.inf:
+                    self._look_out = asyncio.get_running_loop().call_later(self._turn_s, self._look)
+                return
+            self._used += first.size
+            first.turn.set_result(None)
+            self._queue.remove(first)
+        self._slow.clear()
+
+    def _look(self) -> None:
+        """Somebody has waited for long: the slow make way."""
+        self._look_out = None
+        now = asyncio.get_running_loop().time()
+        for holding in self._holdings:
+            if holding.age_s(now) >= self._turn_s and holding.pace(now) < QUICK_BYTES_PER_S:
+                self._slow[holding.household] += 1
+                holding.make_way(now)
+        self._admit()
 
 
 class Fetcher:
     """Asks peers. `sink` takes finished tensors."""
 
     def __init__(
-        self, tensors: Tensors, sink: TensorIntake, compute: Compute, limit_bytes: int, rng: random.Random
+        self,
+        tensors: Tensors,
+        sink: TensorIntake,
+        compute: Compute,
+        limit_bytes: int,
+        rng: random.Random,
+        turn_s: float = math.inf,
     ) -> None:
-        """`limit_bytes` bounds the tensors on their way."""
+        """`limit_bytes` bounds the tensors on their way; who is slow makes way for those who have waited `turn_s`."""
         self._tensors = tensors
         self._sink = sink
         self._compute = compute
         self._rng = rng
-        self.budget = ByteBudget(limit_bytes)
+        self.budget = ByteBudget(limit_bytes, turn_s)
+        self._turn_s = turn_s
         self._busy: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self._due: Counter[bytes] = Counter()
         self._questions: set[asyncio.Task[Any]] = set()
@@ -233,26 +308,46 @@ class Fetcher:
         return answer
 
     async def tensor(
-        self, commitment: bytes, candidates: Candidates, owed: Owed = always, obliged: bool = True
+        self,
+        commitment: bytes,
+        candidates: Candidates,
+        owed: Owed = always,
+        obliged: bool = True,
+        household: str = "",
     ) -> None:
         """Fetch a tensor, check it and hand it to the sink; nothing happens if it is here.
 
-        `owed` as in `ask`; `obliged` tells the sink that a block needs it.
+        `owed` as in `ask`; `obliged` tells the sink that a block needs it; `household` is whose bytes they are, where
+        only one peer is asked.
 
         Raises:
             Unavailable: nobody gave all of it.
         """
-        lock = self._busy.setdefault(commitment, asyncio.Lock())
-        async with lock:
+        async with self._alone(commitment):
             if self._tensors.has(commitment):
                 return
-            async with self.budget.take(MAX_STRIP_BYTES):
+            async with self.budget.take(MAX_STRIP_BYTES, household) as holding:
                 download = await self._open(commitment, candidates, owed)
                 if not download.missing():
-                    await self._sink.tensor(await self._finish(download, candidates, owed), obliged)
+                    await self._sink.tensor(await self._finish(download, candidates, owed, holding), obliged)
                     return
-            async with self.budget.take(download.spec.size):
-                await self._sink.tensor(await self._finish(download, candidates, owed), obliged)
+            async with self.budget.take(download.spec.size, household) as holding:
+                await self._sink.tensor(await self._finish(download, candidates, owed, holding), obliged)
+
+    @asynccontextmanager
+    async def _alone(self, commitment: bytes) -> AsyncIterator[None]:
+        """While nobody else fetches the same tensor; but who has waited for long goes beside a slow one."""
+        lock = self._busy.setdefault(commitment, asyncio.Lock())
+        try:
+            async with asyncio.timeout(None if self._turn_s == math.inf else self._turn_s):
+                await lock.acquire()
+        except TimeoutError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
 
     async def _open(self, commitment: bytes, candidates: Candidates, owed: Owed) -> _Download:
         """The first strips, and with them the spec that the commitment commits to."""
@@ -267,10 +362,10 @@ class Fetcher:
 
         return await self.ask(GetTensor(commitment, 0), TensorStrips, candidates, accept, owed=owed)
 
-    async def _finish(self, download: _Download, candidates: Candidates, owed: Owed) -> Tensor:
+    async def _finish(self, download: _Download, candidates: Candidates, owed: Owed, holding: Holding) -> Tensor:
         """The rest of the strips from whoever has them, then the check of the whole."""
         while True:
-            await together(self._fill(download, first, candidates, owed) for first in download.missing())
+            await together(self._fill(download, first, candidates, owed, holding) for first in download.missing())
             strips = [strip for strip in download.strips if strip is not None]
             assert len(strips) == len(download.strips), "every gap was filled, or an error was raised"
             tensor, wrong = await self._compute.run(_assemble, download.spec, strips)
@@ -278,9 +373,12 @@ class Fetcher:
                 return tensor
             download.reject(wrong)
 
-    async def _fill(self, download: _Download, first: int, candidates: Candidates, owed: Owed) -> None:
+    async def _fill(
+        self, download: _Download, first: int, candidates: Candidates, owed: Owed, holding: Holding
+    ) -> None:
         async def accept(peer: Peer, answer: TensorStrips) -> None:
             download.put(peer, first, answer)
+            holding.brought += len(answer.strips) * download.spec.strip_size
 
         message = GetTensor(download.spec.commitment, first)
         await self.ask(message, TensorStrips, candidates, accept, download.liars, owed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import partial
 from typing import Protocol
 
 from consensus.codec import decode, encode
@@ -216,8 +217,8 @@ class Gossip:
             try:
                 await submit()
             except MissingTensor as missing:
-                wanted = dict.fromkeys((missing.commitment, *needs))
-                await together(self._fetcher.tensor(c, lambda: [peer], obliged=False) for c in wanted)
+                fetch = partial(self._fetcher.tensor, obliged=False, household=peer.asker.household)
+                await together(fetch(wanted, lambda: [peer]) for wanted in dict.fromkeys((missing.commitment, *needs)))
                 await submit()
         except (NotYet, Unavailable, MissingTensor):
             pass  # a later block, or another announcer, may help

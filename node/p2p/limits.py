@@ -10,8 +10,8 @@ from dataclasses import dataclass
 MAX_STRIP_BYTES = 1 << 20
 """Strips that travel in one message; the largest strip of a product (64 × 4096 int32) just fits."""
 
-MAX_MESSAGE_BYTES = MAX_STRIP_BYTES + (4 << 10)
-"""The largest message of any type: its strips, their Merkle paths and the envelope."""
+MAX_MESSAGE_BYTES = MAX_STRIP_BYTES + (16 << 10)
+"""The largest message of any type: its strips, their Merkle paths (64 of six hashes) and the envelope."""
 
 PREFIX_BYTES = 5
 """Type and request number, in front of every message."""
@@ -125,6 +125,8 @@ class PeerLimits:
     gossip_interval_s: float = 0.05
     gossip_turn_s: float = 2.0
     """After so long an announced id that does not come is asked of its other announcers, too."""
+    bytes_turn_s: float = 1.0
+    """Whoever is slow with tensors of no block makes way for others who have waited for so long."""
     max_known: int = 4096
     """Ids per peer that it is known to know."""
     repeats_per_s: float = 1000.0

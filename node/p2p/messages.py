@@ -35,7 +35,7 @@ from node.p2p.limits import (
     PREFIX_BYTES,
 )
 
-P2P_VERSION = 1
+P2P_VERSION = 2
 """Version of these messages; peers of different versions refuse each other."""
 
 MAX_REQUEST_ID = 2**32 - 1

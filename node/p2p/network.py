@@ -136,7 +136,7 @@ class Network:
         self._headers = HeaderSync(chain, compute, limits, self._headers_arrived)
         blocks = Fetcher(chain.tensors, intake, compute, limits.download_bytes, rng)
         self._downloader = Downloader(chain, intake, self._headers, blocks, compute, limits)
-        items = Fetcher(chain.tensors, intake, compute, limits.gossip_bytes, rng)
+        items = Fetcher(chain.tensors, intake, compute, limits.gossip_bytes, rng, limits.bytes_turn_s)
         self._gossip = Gossip(intake, chain.genesis_hash, items, self._admission.present, shares, limits)
         self._handlers = self._handler_table()
 

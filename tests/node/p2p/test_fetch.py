@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from consensus.tensor import COLUMNS, Tensor
-from node.p2p.fetch import ByteBudget, Unavailable, together
+from node.p2p.fetch import QUICK_BYTES_PER_S, ByteBudget, Unavailable, together
 from node.p2p.messages import GetTensor, Message, NotFound, TensorStrips
+from tests.builders import ALICE, WORKERS, operand
 from tests.node.p2p.net import Net, NetNode, until
 from tests.node.virtual_time import virtual
 
@@ -179,6 +181,106 @@ async def test_who_gives_up_waiting_leaves_no_debt() -> None:
         async with asyncio.timeout(1), budget.take(20):
             assert budget.used == 100
     assert budget.used == 0
+
+
+@virtual
+async def test_whoever_is_slow_makes_way_for_those_who_wait() -> None:
+    """Three drip and hold all bytes, for ever if nobody waits; a newcomer has a place after two seconds."""
+    budget, loop = ByteBudget(100, turn_s=2.0), asyncio.get_running_loop()
+    gone: list[int] = []
+
+    async def hold(pace: int) -> None:
+        try:
+            async with budget.take(25) as holding:
+                while True:
+                    holding.brought += pace
+                    await asyncio.sleep(1)
+        except Unavailable:
+            gone.append(pace)
+
+    tasks = [asyncio.create_task(hold(pace)) for pace in (1, 2, 3, QUICK_BYTES_PER_S)]
+    await asyncio.sleep(60)
+    assert gone == []
+    started = loop.time()
+    async with budget.take(25):
+        assert loop.time() - started == 2
+    await asyncio.sleep(0)
+    assert sorted(gone) == [1, 2, 3]
+    assert budget.used == 25
+    tasks[-1].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert budget.used == 0
+
+
+@virtual
+async def test_who_is_quick_keeps_its_bytes_whoever_waits() -> None:
+    budget, loop = ByteBudget(100, turn_s=2.0), asyncio.get_running_loop()
+
+    async def large() -> None:
+        async with budget.take(100) as holding:
+            for _ in range(5):
+                holding.brought += QUICK_BYTES_PER_S
+                await asyncio.sleep(1)
+
+    task = asyncio.create_task(large())
+    await asyncio.sleep(0)
+    started = loop.time()
+    async with budget.take(10):
+        assert loop.time() - started == 5
+    await task
+
+
+@virtual
+async def test_jobs_of_peers_that_drip_do_not_hold_up_an_honest_one() -> None:
+    """Eight identities announce jobs, hand over the transactions, and let their operands come a strip at a time."""
+    net = Net(gossip_bytes=2 << 20)
+    a, good = net.add("a"), net.add("good", "a")
+    evil = [net.add(f"evil{number}", "a") for number in range(8)]
+    async with net:
+        await until(lambda: len(a.network.peers()) == 9)
+        rng = np.random.default_rng(3)
+
+        async def drip(peer: Any, request: GetTensor, node: NetNode) -> Message:
+            await asyncio.sleep(8)
+            return await node.network._server.tensor(peer, request)
+
+        for number, node in enumerate(evil):
+            left, owner = rng.integers(-63, 64, (4096, 512), dtype=np.int8), WORKERS[number % 5]
+            right, terms = operand(512, 64, number), {"nonce": 0, "max_base_fee": 2, "price": 1 << 20}
+            job = node.builder.job(owner, left, right, rows=4096, **terms)
+            node.serve(GetTensor, partial(drip, node=node))
+            await node.submit(job)
+        await asyncio.sleep(3)
+        job = good.builder.job(ALICE, operand(1024, 512, 50), operand(512, 64, 51), rows=1024, max_base_fee=2)
+        started = asyncio.get_running_loop().time()
+        await good.submit(job)
+        await until(lambda: a.pool.get(job.id) is not None, 60)
+        assert asyncio.get_running_loop().time() - started < 12
+        assert a.score_of(good) == 0
+
+
+@virtual
+async def test_a_tensor_that_a_slow_peer_brings_is_fetched_from_another_as_well() -> None:
+    """The slow one announces the same job first: who has waited for its turn goes beside it."""
+    net = Net()
+    a, good, evil = net.add("a"), net.add("good", "a"), net.add("evil", "a")
+    async with net:
+        await until(lambda: len(a.network.peers()) == 2)
+
+        async def drip(peer: Any, request: GetTensor) -> Message:
+            await asyncio.sleep(9)
+            return await evil.network._server.tensor(peer, request)
+
+        evil.serve(GetTensor, drip)
+        job = evil.builder.job(ALICE, operand(4096, 1024, 50), operand(1024, 64, 51), rows=4096, max_base_fee=2)
+        await evil.submit(job)
+        await asyncio.sleep(1)
+        for tensor in evil.builder.tensors:
+            good.builder.tensors.add(tensor)
+        started = asyncio.get_running_loop().time()
+        await good.submit(job)
+        await until(lambda: a.pool.get(job.id) is not None, 60)
+        assert asyncio.get_running_loop().time() - started < 7
 
 
 @virtual

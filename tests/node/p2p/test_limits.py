@@ -16,7 +16,7 @@ from tests.node.virtual_time import virtual
 
 def test_limits_as_agreed() -> None:
     assert (DEFAULT.max_inbound, DEFAULT.max_outbound) == (64, 8)
-    assert (MAX_MESSAGE_BYTES, MAX_HEADERS, DEFAULT.max_headers) == (1_052_672, 512, 512)
+    assert (MAX_MESSAGE_BYTES, MAX_HEADERS, DEFAULT.max_headers) == (1_064_960, 512, 512)
     assert (mempool.MAX_POOL_BYTES, mempool.MAX_PENDING_PER_ACCOUNT) == (67_108_864, 64)
     assert config.load({}, {}).limits.mempool_mib << 20 == mempool.MAX_POOL_BYTES
     assert (RpcConfig().body_bytes, RpcConfig().connections, RpcConfig().call_seconds) == (5_242_880, 256, 10.0)

@@ -260,3 +260,20 @@ def test_codes_of_goodbyes_never_change() -> None:
         "TIMED_OUT",
         "PROTOCOL_ERROR",
     ]
+
+
+@pytest.mark.parametrize("element_bytes", [1, 4])
+def test_strips_of_every_shape_fit_into_a_message_with_their_paths(element_bytes: int) -> None:
+    """A matrix of 4096 × 512 has 64 strips of 32 KiB: 32 of them are a mebibyte, and their paths more."""
+    row = BY_STRUCT[TensorStrips]
+    for leaves in range(1, 65):
+        for columns in range(64, 4097, 64):
+            spec = TensorSpec(INT8 if element_bytes == 1 else INT32, ROWS, 64 * leaves, columns, leaves, ID)
+            count = strips_expected(spec, 0)
+            assert 1 <= count <= leaves
+            path = (ID,) * (leaves - 1).bit_length()
+            strips = (Strip(bytes(spec.strip_size), path),) * count
+            size = 64 + sum(spec.strip_size + 34 * len(path) + 16 for _ in strips)
+            assert size <= row.max_bytes
+            if (leaves, columns) in {(64, 512), (64, 256), (33, 448), (64, 4096), (2, 64)}:
+                assert len(encode_frame(TensorStrips(spec, 0, strips), 1)) <= MAX_MESSAGE_BYTES
