@@ -8,7 +8,7 @@ deliver holds up nobody.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from typing import Protocol
@@ -24,7 +24,7 @@ from node.p2p.limits import MAX_ANNOUNCED, MAX_REQUESTED, MAX_STRIP_BYTES, PeerL
 from node.p2p.messages import Announce, GetItems, Items, Kind, Message, NotFound
 from node.p2p.peer import Missing, Offence, Peer, PeerStalled, TokenBucket
 from node.pool.intake import NotYet
-from node.pool.mempool import PoolError
+from node.pool.mempool import PoolError, PoolReason
 
 _MAX_RESULT_BYTES = 256
 
@@ -98,6 +98,8 @@ class Gossip:
     def new_tip(self) -> None:
         """What the old state refused, the new one may take."""
         self._refused.clear()
+        for queue in self._queues.values():
+            queue.put_off.clear()
 
     async def announce(self) -> None:
         """For ever: tell all peers what is new, some milliseconds' worth in one message."""
@@ -222,8 +224,11 @@ class Gossip:
                 await submit()
         except (NotYet, Unavailable, MissingTensor):
             pass  # a later block, or another announcer, may help
-        except PoolError:
-            self._refuse(item_id)
+        except PoolError as error:
+            if error.code == PoolReason.NONCE_GAP:
+                self._put_off(peer, item_id)
+            else:
+                self._refuse(item_id)
         except ConsensusError as error:
             if error.reason in CONDEMNING:
                 # The id covers no signature: the true item, from somebody else, stays welcome.
@@ -232,6 +237,20 @@ class Gossip:
                 self._refuse(item_id)
         else:
             peer.brought_item_at = asyncio.get_running_loop().time()
+
+    def _put_off(self, peer: Peer, txid: bytes) -> None:
+        """What stands behind a gap of nonces is asked for again a little later, a few times: others bring the gap."""
+        queue = self._queues.get(peer)
+        if queue is None or queue.put_off[txid] >= self._limits.gap_retries:
+            return
+        queue.put_off[txid] += 1
+
+        def again() -> None:
+            if len(queue.ids) < self._limits.max_announced:
+                queue.ids.append((Kind.TRANSACTION, txid))
+                queue.arrived.set()
+
+        asyncio.get_running_loop().call_later(self._limits.gap_retry_s, again)
 
     # ------------------------------------------------------------------ small helpers
 
@@ -286,5 +305,6 @@ class _Announced:
 
     def __init__(self, repeats: TokenBucket) -> None:
         self.repeats = repeats
+        self.put_off: Counter[bytes] = Counter()
         self.ids: deque[tuple[Kind, bytes]] = deque()
         self.arrived = asyncio.Event()

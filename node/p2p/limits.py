@@ -125,6 +125,9 @@ class PeerLimits:
     gossip_interval_s: float = 0.05
     gossip_turn_s: float = 2.0
     """After so long an announced id that does not come is asked of its other announcers, too."""
+    gap_retry_s: float = 1.0
+    gap_retries: int = 5
+    """A job behind a gap of nonces is asked for again after so long, so often until the next block."""
     bytes_turn_s: float = 1.0
     """Whoever is slow with tensors of no block makes way for others who have waited for so long."""
     max_known: int = 4096

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from consensus import crypto, validation
 from consensus.block import Block
@@ -35,6 +36,11 @@ logger = logging.getLogger("tilework.intake")
 
 UPLOAD_QUOTA_BYTES = 1 << 30
 """Most bytes of tensors that no block claims yet."""
+_ACCOUNTS_PER_QUOTA = 16
+"""One account's jobs may have this part of the quota, …"""
+_GOSSIP_PER_QUOTA = 2
+"""… and all that came from peers this part: the rest is there for this node's own users."""
+_MAX_EXPECTED = 4_096
 UNCLAIMED_BLOCKS = 2 * EXPIRY_BLOCKS
 """Blocks for which such a tensor is kept: a transaction that needs it may wait for half of them."""
 
@@ -160,7 +166,16 @@ class Intake:
     # ------------------------------------------------------------------ transactions
 
     async def _transaction(self, tx: Transaction, txid: bytes, compute: Compute) -> None:
-        await compute.run(self._check_transaction, tx, txid)
+        try:
+            await compute.run(self._check_transaction, tx, txid)
+        except MissingTensor:
+            # Nothing is kept for what no block can take: it would be kept for nothing.
+            if self.pool.stands_behind_a_gap(tx):
+                message = f"neither the job's operands are here nor what comes before its nonce, {tx.body.nonce}"
+                fix = "send the transactions before it first, or upload its operands"
+                raise PoolError(PoolReason.NONCE_GAP, message, fix) from None
+            self._uploads.expect((operand.commitment for operand in payloads.operands(tx)), tx.body.address)
+            raise
         if self.pool.add(tx, txid):
             for observer in self.observers:
                 observer.new_transaction(tx, txid)
@@ -310,32 +325,70 @@ def _transactions(blocks: Iterable[Block]) -> Iterator[Transaction]:
 
 
 class _Uploads:
-    """Which tensors no block claims yet, and how large they are. Forgotten at a restart; their time limits are not."""
+    """Which tensors no block claims yet, how large they are, and whose jobs they came for, if peers brought them.
+
+    Forgotten at a restart; their time limits are not.
+    """
 
     def __init__(self, quota_bytes: int) -> None:
         self._quota_bytes = quota_bytes
-        self._tensors: dict[bytes, tuple[int, int]] = {}
+        self._tensors: dict[bytes, _Upload] = {}
+        self._expected: OrderedDict[bytes, bytes] = OrderedDict()
         self._bytes = 0
+        self._bytes_of: Counter[bytes] = Counter()
 
     def __contains__(self, commitment: bytes) -> bool:
         return commitment in self._tensors
 
+    def expect(self, commitments: Iterable[bytes], account: bytes) -> None:
+        """Peers are asked for these, for a job of `account`."""
+        for commitment in commitments:
+            self._expected.setdefault(commitment, account)
+            if len(self._expected) > _MAX_EXPECTED:
+                self._expected.popitem(last=False)
+
     def add(self, commitment: bytes, size: int, until: int) -> None:
-        if commitment not in self._tensors:
-            if self._bytes + size > self._quota_bytes:
-                message = (
-                    f"{self._bytes} bytes of tensors wait for a block that needs them, at most {self._quota_bytes} may"
-                )
-                raise PoolError(
-                    PoolReason.UPLOAD_QUOTA, message, "submit the jobs that need them, or wait until they are dropped"
-                )
-            self._bytes += size
-        self._tensors[commitment] = size, until
+        """Count a tensor; PoolError where there is no room for it."""
+        known = self._tensors.get(commitment)
+        if known is not None:
+            self._tensors[commitment] = known._replace(until=until)
+            return
+        account = self._expected.pop(commitment, _OWN_USERS)
+        from_peers = self._bytes - self._bytes_of[_OWN_USERS]
+        if account != _OWN_USERS:
+            self._check(self._bytes_of[account] + size, self._quota_bytes // _ACCOUNTS_PER_QUOTA, "of its account")
+            self._check(from_peers + size, self._quota_bytes // _GOSSIP_PER_QUOTA, "from peers")
+        self._check(self._bytes + size, self._quota_bytes, "in all")
+        self._count(account, size)
+        self._tensors[commitment] = _Upload(size, until, account)
 
     def claim(self, commitments: list[bytes]) -> None:
         for commitment in commitments:
-            size, _ = self._tensors.pop(commitment, (0, 0))
-            self._bytes -= size
+            upload = self._tensors.pop(commitment, None)
+            if upload is not None:
+                self._count(upload.account, -upload.size)
 
     def expire(self, height: int) -> None:
-        self.claim([commitment for commitment, (_, until) in self._tensors.items() if until <= height])
+        self.claim([commitment for commitment, upload in self._tensors.items() if upload.until <= height])
+
+    def _check(self, wanted: int, most: int, whose: str) -> None:
+        if wanted > most:
+            message = f"{wanted} bytes of tensors {whose} would wait for a block that needs them, at most {most} may"
+            fix = "submit the jobs that need them, or wait until they are dropped"
+            raise PoolError(PoolReason.UPLOAD_QUOTA, message, fix)
+
+    def _count(self, account: bytes, size: int) -> None:
+        self._bytes += size
+        self._bytes_of[account] += size
+        if not self._bytes_of[account]:
+            del self._bytes_of[account]
+
+
+_OWN_USERS = b""
+"""The account of what came over RPC."""
+
+
+class _Upload(NamedTuple):
+    size: int
+    until: int
+    account: bytes

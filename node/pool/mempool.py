@@ -45,6 +45,7 @@ class PoolReason(StrEnum):
     """The codes of `PoolError`."""
 
     NONCE_TOO_LOW = "nonce-too-low"
+    NONCE_GAP = "nonce-gap"
     TOO_MANY_PENDING = "too-many-pending"
     FEE_TOO_LOW = "fee-too-low"
     INSUFFICIENT_BALANCE = "insufficient-balance"
@@ -149,6 +150,10 @@ class Mempool:
         """The first nonce of an account that is neither used nor pending."""
         with self._lock:
             return self._next_nonce(address, self._account(address).nonce)
+
+    def stands_behind_a_gap(self, tx: Transaction) -> bool:
+        """Whether a nonce before the transaction's is neither used nor pending: no block can take it now."""
+        return tx.body.nonce > self.next_nonce(tx.body.address)
 
     def check(self, tx: Transaction, txid: bytes) -> bool:
         """Whether a transaction is new and, but for the pool's room, can be added; PoolError where it cannot."""

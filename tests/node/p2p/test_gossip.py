@@ -6,7 +6,7 @@ import asyncio
 
 from consensus.codec import encode
 from node.p2p.messages import Announce, GetItems, Items, Kind, Message
-from tests.builders import ALICE, BOB, Key
+from tests.builders import ALICE, BOB, Key, operand
 from tests.node.p2p.net import Net, until
 from tests.node.p2p.test_sync import never, tell
 from tests.node.virtual_time import virtual
@@ -118,3 +118,19 @@ async def test_what_one_peer_asks_to_have_checked_waits_for_itself_and_not_for_o
         left = sum(len(queue.ids) for queue in a.network._gossip._queues.values())
         assert left > 200, "the flood still waits"
         assert asyncio.get_running_loop().time() - sent < 105
+
+
+@virtual
+async def test_a_job_behind_a_gap_is_fetched_once_the_gap_is_closed() -> None:
+    """The job reaches the node before the payment with the nonce below it, which another peer brings."""
+    net = Net()
+    a, b, c = net.add("a"), net.add("b", "a"), net.add("c", "a")
+    async with net:
+        await until(lambda: len(a.network.peers()) == 2)
+        job = b.builder.job(ALICE, operand(64, 64, 1), operand(64, 64, 2), nonce=1)
+        await b.submit(job)
+        await asyncio.sleep(0.5)
+        assert a.pool.get(job.id) is None
+        assert not any(a.chain.tensors.has(spec.commitment) for spec in job.payload.operands())
+        await c.intake.transaction(c.builder.transfer(ALICE, BOB, 1, nonce=0))
+        await until(lambda: a.pool.get(job.id) is not None, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -339,7 +340,7 @@ async def test_uploads_are_bounded_until_blocks_claim_them() -> None:
     await rig.submit(job)
     spare = Tensor(operand(64, 64, 3))
     error = await declined("upload-quota", rig.intake.tensor(spare))
-    assert "8192" in error.message
+    assert "8193" in error.message
     await rig.submit(job)  # the same tensors again count once
     await rig.intake.tensor(spare, obliged=True)
     await rig.mine()
@@ -369,3 +370,36 @@ async def test_a_storage_error_stops_the_node() -> None:
     with pytest.raises(StorageError):
         await rig.intake.block(node.block)
     assert len(rig.failures) == 1
+
+
+@asynchronous
+async def test_nothing_is_kept_for_a_job_behind_a_gap_of_nonces() -> None:
+    rig = Rig()
+    job = rig.builder.job(ALICE, operand(64, 64, 1), operand(64, 64, 2), nonce=1)
+    error = await declined("nonce-gap", rig.intake.transaction(job.transaction))
+    assert "its nonce, 1" in str(error)
+    await rig.intake.transaction(rig.builder.transfer(ALICE, BOB, 1, nonce=0))
+    with pytest.raises(MissingTensor):
+        await rig.intake.transaction(job.transaction)
+
+
+@asynchronous
+async def test_one_accounts_jobs_fill_a_sixteenth_of_the_quota_and_peers_half_of_it() -> None:
+    """Tensors of 4 KiB in a quota of 32: two for an account's jobs, sixteen from all peers, the rest for own users."""
+    rig, numbers = Rig(upload_quota_bytes=32 * 4096), count()
+
+    async def bring(account: bytes | None) -> None:
+        tensor = Tensor(operand(64, 64, next(numbers)))
+        if account is not None:
+            rig.intake._uploads.expect([tensor.commitment], account)
+        await rig.intake.tensor(tensor)
+
+    for account in range(8):
+        await bring(bytes([account]))
+        await bring(bytes([account]))
+        error = await declined("upload-quota", bring(bytes([account])))
+        assert "of its account" in str(error)
+    assert "from peers" in str(await declined("upload-quota", bring(b"another")))
+    for _ in range(16):
+        await bring(None)
+    assert "in all" in str(await declined("upload-quota", bring(None)))
