@@ -289,6 +289,7 @@ class Chain:
                 self._store.write(batch)
                 self._state, self._tip, self._base = state, base, base
             self._tree.settle(path(fork, base))
+            self._leave_deep()
             snapshot.clear(self._store, before)
             self._retention.drop(base.height)
             return Import(tuple(disconnected))
@@ -456,7 +457,13 @@ class Chain:
             self._store.write(batch)
             self._state.committed(batch)
             self._tip = tip
+        self._leave_deep()
         self._retention.drop(tip.height)
+
+    def _leave_deep(self) -> None:
+        """Headers that nobody completed, and that now part from the main chain too deep, are best no more."""
+        while not self._may_undo(self._depth(best := self._tree.best)):
+            self._tree.leave(next(e for e in best.ancestors() if e.parent is not None and self._is_main(e.parent)))
 
     def _is_main(self, entry: HeaderEntry) -> bool:
         return entry.height <= self._tip.height and self.archive.id_at(entry.height) == entry.id

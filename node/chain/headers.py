@@ -26,6 +26,7 @@ class HeaderEntry:
         has_body: the body is stored (executed or not).
         refusal: reason for which the block itself was refused in execution; empty while good.
         invalid: its own refusal, or that of the ancestor that was refused first.
+        is_deep: it leaves the main chain deeper than this node undoes.
     """
 
     id: bytes
@@ -36,6 +37,12 @@ class HeaderEntry:
     has_body: bool = False
     refusal: str = ""
     invalid: str = ""
+    is_deep: bool = False
+
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether nothing is known against its chain."""
+        return not self.invalid and not self.is_deep
 
     @property
     def height(self) -> int:
@@ -98,7 +105,7 @@ class HeaderTree:
 
     @property
     def best(self) -> HeaderEntry:
-        """The header with the most work whose chain is not known to be invalid; first seen on a tie."""
+        """The header with the most work whose chain may be followed; first seen on a tie."""
         return self._best
 
     def get(self, block_id: bytes) -> HeaderEntry | None:
@@ -112,7 +119,7 @@ class HeaderTree:
         entry.copies[header.copy_id] = header.proof
         self._entries[entry.id] = entry
         self._children.setdefault(parent.id, []).append(entry)
-        if not entry.invalid and work > self._best.total_work:
+        if entry.may_be_followed and work > self._best.total_work:
             self._best = entry
         return entry
 
@@ -186,7 +193,7 @@ class HeaderTree:
         for descendant in self.descendants(entry):
             inherited = "" if descendant.parent is None else descendant.parent.invalid
             descendant.invalid = descendant.refusal or inherited
-            if not descendant.invalid and descendant.total_work > self._best.total_work:
+            if descendant.may_be_followed and descendant.total_work > self._best.total_work:
                 self._best = descendant
 
     def refuse(self, entry: HeaderEntry, reason: str) -> None:
@@ -194,9 +201,18 @@ class HeaderTree:
         entry.refusal = reason
         for descendant in self.descendants(entry):
             descendant.invalid = descendant.invalid or reason
-        if self._best.invalid:
+        self._find_best()
+
+    def leave(self, entry: HeaderEntry) -> None:
+        """The chain goes on without this header and all its descendants, for good: find the best header anew."""
+        for descendant in self.descendants(entry):
+            descendant.is_deep = True
+        self._find_best()
+
+    def _find_best(self) -> None:
+        if not self._best.may_be_followed:
             # Entries stand in the order in which they came, so max() keeps the first seen on a tie.
-            good = (entry for entry in self._entries.values() if not entry.invalid)
+            good = (entry for entry in self._entries.values() if entry.may_be_followed)
             self._best = max(good, key=lambda entry: entry.total_work)
 
 

@@ -63,7 +63,11 @@ class _Slow(Unavailable):
 
 
 class Downloader:
-    """Brings the tip up to the best header whose data can be had."""
+    """Brings the tip up to the best header whose data can be had.
+
+    Attributes:
+        is_on_its_way: a block is being handed over after which others are about to follow.
+    """
 
     def __init__(
         self,
@@ -81,6 +85,7 @@ class Downloader:
         self._compute = compute
         self._limits = limits
         self._joiner = Joiner(chain, intake, headers, self._holders, compute, limits)
+        self.is_on_its_way = False
         self._wake = asyncio.Event()
         self._withheld: dict[bytes, float] = {}
         self._slow: dict[bytes, int] = {}
@@ -96,14 +101,10 @@ class Downloader:
             self._wake.clear()
             pause: float | None = self._limits.unavailable_retry_s
             if not self._joiner.awaits_headers():
-                if (above := self._joiner.entrance()) is not None:
-                    self._chain.known.hold(self, above)
-                    if await self._joiner.join(above):
-                        continue
-                elif (target := self._target()) is not None:
-                    await self._approach(target)
+                if (target := self._target()) is not None:
+                    await self._pursue(target)
                     continue
-                elif not self._withheld:
+                if not self._withheld:
                     pause = None
             try:
                 async with asyncio.timeout(pause):
@@ -128,7 +129,7 @@ class Downloader:
         for entry in [best, *offered]:
             self._chain.known.hold(self, entry)
             is_kept = self._chain.entry(entry.id) is entry
-            if is_kept and entry.total_work > self._chain.tip.total_work and not entry.invalid:
+            if is_kept and entry.total_work > self._chain.tip.total_work and entry.may_be_followed:
                 if not self._withheld:
                     return entry
                 if not any(ancestor.id in self._withheld for ancestor in self._steps(entry)):
@@ -162,6 +163,14 @@ class Downloader:
                 self._forks.clear()
             self._forks[key] = fork_point(tip, target).height
         return self._forks[key]
+
+    async def _pursue(self, target: HeaderEntry) -> None:
+        """Join below a target, or fetch and execute the blocks up to it. What does not come is set aside."""
+        above = self._joiner.entrance(target)
+        if above is None:
+            await self._approach(target)
+        elif not await self._joiner.join(above, target):
+            self._withheld[above.id] = asyncio.get_running_loop().time() + self._limits.unavailable_retry_s
 
     # ------------------------------------------------------------------ fetching ahead, executing in order
 
@@ -210,7 +219,7 @@ class Downloader:
         """Whether a chain with more work than the tip's does without this block."""
         others = {self._chain.best_header, *self._headers.tips.values()}
         return any(
-            other.total_work > self._chain.tip.total_work and not other.invalid and entry not in self._steps(other)
+            other.total_work > self._chain.tip.total_work and other.may_be_followed and entry not in self._steps(other)
             for other in others
         )
 
@@ -276,6 +285,7 @@ class Downloader:
         """Hand a complete block over, and find out whose fault it is if it is refused."""
         while True:
             header = self._header(entry)
+            self.is_on_its_way = entry is not target
             try:
                 await self._intake.block(Block(header, body))
                 return
@@ -294,6 +304,8 @@ class Downloader:
                     for peer in self._holders(entry, target):
                         peer.penalise(Offence.INVALID, error)
                 raise _Refused(str(error)) from None
+            finally:
+                self.is_on_its_way = False
 
     def _blame_giver(self, header: Header, offence: Offence, detail: object) -> None:
         """A copy that is false or cannot be completed counts against the peer that gave it, and nobody else."""

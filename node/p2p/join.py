@@ -29,6 +29,8 @@ from node.p2p.transport import host_group
 
 logger = logging.getLogger("tilework.network")
 
+_MOST_DOUBLINGS = 8
+
 Holders = Callable[[HeaderEntry, HeaderEntry], list[Peer]]
 """Peers that have the block of an entry on the way to another entry."""
 
@@ -73,8 +75,7 @@ class Joiner:
         self._compute = compute
         self._limits = limits
         self._complete: HeaderEntry | None = None
-        self._patience_s = limits.state_patience_s
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[str | bytes] = Counter()
         self._reached = 0
         self._reached_at: float | None = None
 
@@ -96,61 +97,55 @@ class Joiner:
             for peer in self._headers.followed
         )
 
-    def entrance(self) -> HeaderEntry | None:
-        """The entry above the checkpoint to join at; None where the blocks above the tip can be replayed."""
-        params, tip, best = self._chain.params, self._chain.tip, self._chain.best_header
-        height = checkpoint_height(params, best.height)
+    def entrance(self, target: HeaderEntry) -> HeaderEntry | None:
+        """The entry above the checkpoint to join at, on the way to `target`; None where the blocks can be replayed."""
+        params, tip = self._chain.params, self._chain.tip
+        height = checkpoint_height(params, target.height)
         if height <= tip.height:
             return None
-        entry = best
+        entry = target
         while entry.height > height + 1:
             assert entry.parent is not None, "above a checkpoint"
             entry = entry.parent
-        if best.height - tip.height >= replay_span(params):
+        if target.height - tip.height >= replay_span(params):
             return entry
         # Nearer than that, replay needs a peer that did not itself join above the tip.
-        peers = [peer for peer, top in self._headers.tips.items() if top.height > height and not peer.is_gone]
+        peers = self._holders(entry, target)
         return entry if peers and all(peer.status.base > tip.height for peer in peers) else None
 
-    async def join(self, above: HeaderEntry) -> bool:
-        """Take the state below `above` from whoever gives it; False if nobody does.
+    async def join(self, above: HeaderEntry, target: HeaderEntry) -> bool:
+        """Take the state below `above`, on the way to `target`, from one who has it; False if it does not give it.
 
-        Each has the same time, and more in the next round: a state that comes slowly, or turns out false at its end,
-        costs no more than a true one. Who has failed before is asked last, and its network group with it.
+        Who has failed before is asked after the others, and its network group with it, and gets twice the time: a state
+        that comes slowly, or turns out false at its end, costs little before there was time to try the others.
         """
-        tried: set[Peer] = set()
-        is_slow = False
-        while left := [peer for peer in self._holders(above, self._chain.best_header) if peer not in tried]:
-            peer = min(left, key=lambda peer: (self._failures[host_group(peer.address.host)], peer.load))
-            tried.add(peer)
-            try:
-                staged = await self._fetch(peer, above)
-                await self._intake.adopt(above, staged)
-            except (Missing, PeerGone):
-                continue  # its newest checkpoint is another one: it will be the same soon
-            except TimeoutError:
-                is_slow = True
-            except PeerStalled:
-                peer.penalise(Offence.STALL, "a state")
-            except WrongAnswer as error:
+        peers = self._holders(above, target)
+        if not peers:
+            return False
+        peer = min(peers, key=lambda peer: (self._failures[_group(peer)], self._failures[peer.key], peer.load))
+        try:
+            staged = await self._fetch(peer, above)
+            await self._intake.adopt(above, staged)
+        except (Missing, PeerGone, TimeoutError):
+            pass  # its newest checkpoint is another one, or it is slow
+        except PeerStalled:
+            peer.penalise(Offence.STALL, "a state")
+        except WrongAnswer as error:
+            peer.penalise(Offence.INVALID, error)
+        except ConsensusError as error:
+            if error.reason is Reason.WRONG_STATE_ROOT:
                 peer.penalise(Offence.INVALID, error)
-            except ConsensusError as error:
-                if error.reason is not Reason.WRONG_STATE_ROOT:
-                    return False
-                peer.penalise(Offence.INVALID, error)
-            else:
-                logger.info("joined from a snapshot", extra={"height": above.height - 1, "bytes": staged.size_bytes})
-                self._failures.clear()
-                return True
-            self._failures[host_group(peer.address.host)] += 1
-        if is_slow:
-            self._patience_s *= 2
+        else:
+            logger.info("joined from a snapshot", extra={"height": above.height - 1, "bytes": staged.size_bytes})
+            self._failures.clear()
+            return True
+        self._failures.update((_group(peer), peer.key))
         return False
 
     async def _fetch(self, peer: Peer, above: HeaderEntry) -> Staging:
-        """A peer's state. TimeoutError if it takes too long for this round."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience_s
+        """A peer's state. TimeoutError if it takes too long for this time."""
+        times = min(self._failures[_group(peer)], _MOST_DOUBLINGS)
+        deadline = asyncio.get_running_loop().time() + self._limits.state_patience_s * 2.0**times
         staged = await self._compute.run(self._chain.stage, above)
         start = FIRST_KEY
         while True:
@@ -181,6 +176,10 @@ class Joiner:
                 continue
         if not missing:
             self._complete = base
+
+
+def _group(peer: Peer) -> str:
+    return host_group(peer.address.host)
 
 
 def _take(staged: Staging, data: bytes, start: bytes) -> bytes:

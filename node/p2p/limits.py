@@ -114,7 +114,7 @@ class PeerLimits:
     """A node that catches up waits so long for an eighth of `max_headers` that somebody claims to have; nobody brings
     headers for longer in one turn, either."""
     state_patience_s: float = 30.0
-    """The most that one peer's state may take, doubled whenever everybody was too slow."""
+    """The most that one peer's state may take, doubled with each failure of its network group."""
     state_page_bytes: int = MAX_STATE_BYTES
     """Records in each answer but the last: sent so, and expected so, lest a state comes drop by drop."""
     max_state_bytes: int = 8 << 30

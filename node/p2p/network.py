@@ -218,7 +218,7 @@ class Network:
             self._base = self._chain.base
             for peer in self._admission.present():
                 peer.send(status)
-        if tip.total_work < self._chain.best_header.total_work:
+        if self._downloader.is_on_its_way:
             return
         for peer in self._admission.present():
             if peer.note_known(tip.id):

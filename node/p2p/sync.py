@@ -36,6 +36,8 @@ class HeaderChain(Protocol):
     """What header synchronisation needs of the chain."""
 
     @property
+    def tip(self) -> HeaderEntry: ...
+    @property
     def best_header(self) -> HeaderEntry: ...
     @property
     def tensors(self) -> Tensors: ...
@@ -72,11 +74,16 @@ class Line:
     group then wait behind those who kept nobody waiting, whoever they say they are when they come the next time.
     """
 
-    def __init__(self, limits: PeerLimits) -> None:
+    def __init__(self, limits: PeerLimits, left: Callable[[Peer], None]) -> None:
+        """`left` hears of everybody who has no place any more."""
         self._limits = limits
+        self._left = left
         self._waiting: list[tuple[Peer, asyncio.Future[None]]] = []
         self._places: dict[Peer, tuple[float, asyncio.TimerHandle]] = {}
         self._late: OrderedDict[str, int] = OrderedDict()
+
+    def __contains__(self, peer: Peer) -> bool:
+        return peer in self._places
 
     async def enter(self, peer: Peer) -> None:
         """Wait for a place; at once for whoever has one."""
@@ -98,6 +105,7 @@ class Line:
         """Give the place up, if it is still held."""
         if peer in self._places:
             self._places.pop(peer)[1].cancel()
+            self._left(peer)
             self._admit()
 
     def note_progress(self, peer: Peer) -> None:
@@ -146,7 +154,7 @@ class HeaderSync:
         self._progress = progress
         self._news: dict[Peer, _News] = {}
         # Inbound peers, whom anybody can be many of, wait among themselves.
-        self._lines = {inbound: Line(limits) for inbound in (False, True)}
+        self._lines = {inbound: Line(limits, chain.known.release) for inbound in (False, True)}
         self._scales = asyncio.Lock()
         self._early: OrderedDict[bytes, tuple[Header, Peer]] = OrderedDict()
         self.tips: dict[Peer, HeaderEntry] = {}
@@ -185,6 +193,7 @@ class HeaderSync:
         finally:
             self._news.pop(peer, None)
             self.tips.pop(peer, None)
+            self._chain.known.release(peer.key)
 
     async def retry_early(self) -> None:
         """Look again, now and then, at headers that were ahead of the clock."""
@@ -208,7 +217,7 @@ class HeaderSync:
                     return
                 self._note_tip(peer, entry)
             if self._is_behind(peer):
-                refused = await self._synchronise(peer)
+                refused = await self._synchronise(peer, lambda: self._is_behind(peer))
                 await self._weigh(peer, news, refused)
         except PeerStalled:
             peer.penalise(Offence.STALL, "headers")
@@ -216,7 +225,13 @@ class HeaderSync:
             peer.penalise(Offence.WITHHOLDS, "headers")
 
     def _is_behind(self, peer: Peer) -> bool:
-        return not peer.is_gone and peer.status.work > self._chain.best_header.total_work
+        """Whether a peer claims a chain that may be the one to follow, and of which not all headers are here.
+
+        It need not have more work than the best header, whose blocks perhaps nobody has.
+        """
+        status = peer.status
+        is_more = status.work > self._chain.tip.total_work
+        return is_more and not peer.is_gone and self._chain.entry(status.tip) is None
 
     async def _announced(self, peer: Peer, header: Header, news: _News) -> None:
         """A new tip, whose parent is mostly known; else the peer is asked for what lies between."""
@@ -229,36 +244,44 @@ class HeaderSync:
             return
         entry, verdict = await self._take(peer, [header])
         if verdict is _Verdict.ORPHAN and not peer.is_gone:
-            await self._synchronise(peer)
+            await self._synchronise(peer, lambda: self._chain.entry(header.core.parent) is None)
         elif verdict is _Verdict.TOO_DEEP:
             news.listen_at = loop.time() + self._limits.header_retry_s  # its work was looked at, and can be shown again
         elif entry is not None:
             peer.status = Status(entry.height, entry.id, entry.total_work.to_bytes(32), peer.status.base)
             peer.brought_block_at = loop.time()
 
-    async def _synchronise(self, peer: Peer) -> Sequence[Header]:
-        """All headers that the peer has and we have not, in its turn. Gives as `_catch_up` does."""
+    async def _synchronise(self, peer: Peer, is_needed: Callable[[], bool]) -> Sequence[Header]:
+        """All headers that the peer has and we have not, in its turn, unless others have brought them until then.
+
+        Gives as `_catch_up` does.
+        """
         line = self._lines[peer.inbound]
         try:
-            return await self._catch_up(peer, line)
+            await line.enter(peer)
+            return await self._catch_up(peer, line) if is_needed() else ()
         finally:
             line.leave(peer)
-            self._chain.known.release(peer)
 
     async def _catch_up(self, peer: Peer, line: Line) -> Sequence[Header]:
         """Ask for headers until there are no more; afterwards the peer's claim must have come true.
 
         Gives the headers of a chain that leaves ours too deep to be followed, if that is why it stopped.
         """
-        await line.enter(peer)
         claimed, limit = peer.status.work, self._limits.max_headers
-        locator = self._chain.known.locator()
-        shown: set[bytes] = set()
-        height = -1
+        last: HeaderEntry | None = None
         while True:
-            headers = await self._ask(peer, line, locator)
+            locator = self._chain.known.locator() if last is None else [last.id, *self._chain.known.locator()]
+            await line.enter(peer)
+            headers = (await peer.request(GetHeaders(tuple(locator[:MAX_LOCATOR]), limit), Headers)).headers
+            await line.enter(peer)  # an answer that came late waits again
+            if len(headers) > limit or any(child.core.parent != parent.id for parent, child in pairwise(headers)):
+                peer.penalise(Offence.INVALID, "headers that are no chain")
+                return ()
+            if last is not None and self._chain.entry(last.id) is not last:  # it was dropped: once more
+                last = None
+                continue
             if headers:
-                is_new = self._chain.entry(headers[-1].id) is None
                 entry, verdict = await self._take(peer, headers)
                 if verdict is _Verdict.ORPHAN:
                     peer.penalise(Offence.INVALID, "headers that start nowhere")
@@ -266,66 +289,18 @@ class HeaderSync:
                     return headers
                 if entry is None or verdict is not None:
                     return ()
-                if entry.height <= height:
+                if last is not None and entry.height <= last.height:
                     peer.penalise(Offence.LIES, "the same headers again")
                     return ()
-                height = entry.height
-                self._chain.known.hold(peer, entry)
-                is_light = entry.total_work <= self._chain.best_header.total_work
-                if len(headers) == limit and is_new and is_light and entry.id not in shown:
-                    shown = await self._show(peer, line, entry)
-                    if not shown:
-                        return ()
+                last = entry
+                if peer in line:
+                    self._chain.known.hold(peer, entry)
             if len(headers) < limit:
                 break
-            locator = [headers[-1].id, *self._chain.known.locator()]
-        if claimed > self._chain.best_header.total_work:
-            peer.penalise(Offence.LIES, f"work {claimed}, shown {self._chain.best_header.total_work}")
+        shown = self.tips.get(peer)
+        if claimed > max(self._chain.tip.total_work, 0 if shown is None else shown.total_work):
+            peer.penalise(Offence.LIES, f"work {claimed}, shown {shown and shown.total_work}")
         return ()
-
-    async def _ask(self, peer: Peer, line: Line, locator: list[bytes]) -> Sequence[Header]:
-        """The headers behind a locator; none where the answer is no chain, for which the peer is told."""
-        await line.enter(peer)
-        limit = self._limits.max_headers
-        headers = (await peer.request(GetHeaders(tuple(locator[:MAX_LOCATOR]), limit), Headers)).headers
-        await line.enter(peer)  # an answer that came late waits again
-        if len(headers) > limit or any(child.core.parent != parent.id for parent, child in pairwise(headers)):
-            peer.penalise(Offence.INVALID, "headers that are no chain")
-            return ()
-        return headers
-
-    async def _show(self, peer: Peer, line: Line, entry: HeaderEntry) -> set[bytes]:
-        """Weigh what the peer has above an entry until it has more work than the best chain, and keep nothing of it.
-
-        Headers can be cheap where a chain is young, so a long chain is taken in only once its work has been seen.
-
-        Returns:
-            The last ids of the answers that showed it. None where the chain has less, and the peer is told.
-        """
-        weighing, limit = Weighing(self._chain.known, entry), self._limits.max_headers
-        shown: set[bytes] = set()
-        while True:
-            headers = await self._ask(peer, line, [weighing.last.id])
-            is_last = len(headers) < limit
-            shown.update(header.id for header in headers[-1:])
-            while headers:
-                batch = self._batch(headers)
-                try:
-                    await self._compute.run(weighing.add, batch, await self._strips(peer, batch))
-                except ConsensusError as error:
-                    refused = next((header for header in batch if header.core.parent == weighing.last.id), None)
-                    if refused is None:  # it has moved to another chain: it may not do so again and again
-                        peer.penalise(Offence.WITHHOLDS, "the headers that follow")
-                    else:
-                        await self._judge(peer, refused, error, final=True)
-                    return set()
-                line.note_progress(peer)
-                headers = headers[len(batch) :]
-            if weighing.last.total_work > self._chain.best_header.total_work:
-                return shown
-            if is_last:
-                peer.penalise(Offence.LIES, f"work {peer.status.work}, shown {weighing.last.total_work}")
-                return set()
 
     async def _weigh(self, peer: Peer, news: _News, headers: Sequence[Header]) -> None:
         """Find out whether a chain that this node may not follow has more work: only its operator can mend that.
@@ -471,6 +446,8 @@ class HeaderSync:
         known = self.tips.get(peer)
         if not peer.is_gone and (known is None or entry.total_work > known.total_work):
             self.tips[peer] = entry
+            if not peer.inbound:  # such are few, and chosen by this node
+                self._chain.known.hold(peer.key, entry)
 
     def _note_giver(self, peer: Peer, header: Header) -> None:
         self.givers.setdefault((header.id, header.copy_id), peer.key)

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from consensus.block import Header
 from consensus.crypto import H
 from consensus.difficulty import block_work
+from consensus.params import ChainParams
 from consensus.validation import expected_target
 from node.p2p.limits import DEFAULT
 from node.p2p.messages import (
@@ -94,18 +95,23 @@ async def test_claims_that_are_never_shown_delay_a_fresh_node_once() -> None:
 # ---------------------------------------------------------------------- headers that nobody completes
 
 
-class Shadow:
-    """Headers with work in them, above genesis, whose bodies nobody has."""
+def late(rules: ChainParams) -> int:
+    """A time at which a young chain's headers have the easiest target for long; in ms."""
+    return rules.genesis_time_ms + 500 * rules.spacing_ms
 
-    def __init__(self, count: int, name: bytes = b"") -> None:
-        builder = ChainBuilder()
+
+class Shadow:
+    """Headers with work in them, above genesis, whose bodies nobody has. They take no time, long after genesis."""
+
+    def __init__(self, count: int, name: bytes = b"", rules: ChainParams | None = None) -> None:
+        builder = ChainBuilder(rules)
         parent = builder.tip.header
         first = builder.candidate().block.header.core
         self.headers: list[Header] = []
         self.total_work = builder.tip.total_work
         for height in range(1, count + 1):
             target = expected_target(builder.params, parent).to_bytes(32, "big")
-            time_ms = parent.core.time_ms + builder.params.spacing_ms
+            time_ms = late(builder.params) + height
             core = replace(first, height=height, parent=parent.id, parent_ticket=parent.ticket, time_ms=time_ms)
             parent, _ = builder.seal(replace(core, target=target, body_root=H("tw/test", name)))
             self.headers.append(parent)
@@ -121,18 +127,44 @@ class Shadow:
 
 
 @virtual
-async def test_a_long_chain_of_cheap_headers_is_weighed_and_not_taken_in() -> None:
-    """Whoever claims more work than it has fills little: of each lie one answer is kept, here of eight headers."""
+async def test_chains_that_are_claimed_and_never_completed_do_not_pile_up() -> None:
     net = Net(max_headers=8)
-    best, light = Shadow(60), Shadow(59, b"other")
     a = net.add("a")
-    a.now_ms += 60 * a.params.spacing_ms
-    claim = lambda: replace(light.status(), total_work=CLAIM.total_work)  # noqa: E731  (one expression, used once)
-    async with net, in_memory(net, a, 1, best.status, lambda _: {GetHeaders: best.show}):
-        await until(lambda: a.chain.best_header.height == 60)
-        async with in_memory(net, a, 1, claim, lambda _: {GetHeaders: light.show}, group="10.251") as swarm:
-            await until(lambda: swarm.sessions == 2)  # expelled: each of its lies has left one answer here
-            assert len(a.chain.known.tree._entries) <= 1 + 60 + 3 * 8
+    a.now_ms = late(a.params) + 1000
+    a.chain.known.tree.max_loose = 16
+    shadows = [Shadow(30, bytes([number])) for number in range(8)]
+    claim = lambda: replace(shadows[0].status(), total_work=CLAIM.total_work)  # noqa: E731  (one expression, used once)
+    async with net, in_memory(net, a, 8, claim, lambda number: {GetHeaders: shadows[number].show}) as swarm:
+        await until(lambda: swarm.sessions > 24)  # expelled for their lies, again and again
+        assert len(a.chain.known.tree._entries) <= 1 + 30 + 16 + 30
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("honest", [20, 60], ids=["replay", "join"])
+@virtual
+async def test_a_chain_that_nobody_completes_is_left_for_one_with_less_work(honest: int, leaves: bool) -> None:
+    """A fresh node has taken in a long chain of cheap headers, and follows the honest one all the same."""
+    net = Net(max_headers=16)
+    a, good = net.add("a", rules=RULES), net.add("good", rules=RULES)
+    a.now_ms = good.now_ms = late(RULES)
+    await good.mine(honest)
+    a.now_ms = good.now_ms = good.now_ms + 1000 * RULES.spacing_ms
+    a.is_checked = False
+    shadow = Shadow(100, rules=RULES)
+    async with net:
+        async with in_memory(net, a, 10, shadow.status, lambda _: {GetHeaders: shadow.show}):
+            await until(lambda: a.chain.best_header.height == 100)
+            good.network.add_peer(Endpoint(net.host("a"), PORT))
+            if leaves:
+                await asyncio.sleep(0.1)
+            else:
+                await until(lambda: a.chain.tip.id == good.chain.tip.id, 120)
+        await until(lambda: a.chain.tip.id == good.chain.tip.id, 120)
+        assert a.chain.base.height == (0 if honest == 20 else 56)
+        assert a.chain.best_header is a.chain.tip, "what parts too deep from it counts no more"
+        assert not a.has_expelled(good)
+        await good.mine()
+        await until(lambda: a.chain.tip.id == good.chain.tip.id)
 
 
 @virtual
@@ -140,6 +172,7 @@ async def test_a_heavier_chain_that_begins_with_less_work_is_followed() -> None:
     """A fresh node has taken in a chain that nobody completes; the honest one forks from it at genesis."""
     net = Net(max_headers=8)
     a, good = net.add("a"), net.add("good")
+    good.now_ms = late(good.params)
     await good.intake.transaction(good.builder.transfer(ALICE, BOB, 1))
     await good.mine(75)
     a.now_ms = good.now_ms
@@ -148,7 +181,7 @@ async def test_a_heavier_chain_that_begins_with_less_work_is_followed() -> None:
 
     async def crowded(peer: Any, request: GetHeaders) -> Message:
         """Headers that nobody completes come all the while."""
-        for _ in range(4):
+        for _ in range(20):
             a.chain.add_header(Shadow(1, next(numbers).to_bytes(4)).headers[0])
         return await good.network._server.headers(peer, request)
 
