@@ -13,23 +13,27 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from consensus import state
 from consensus.events import Event
 from consensus.params import TILE, Allocation
+from consensus.rules import jobs, workers
+from consensus.shape import Shape
 from consensus.state import Packet, PacketStatus
 from consensus.transaction import Result, Transaction
 from tests.builders import GENESIS_TIME_MS, ChainBuilder, Int8, Job, Key, operand, regtest
 
 IDENTITIES = 20
-"""Workers with a slot each; the adversary has his share of them."""
+"""Workers with a place each; the adversary has his share of them."""
 SPARE = 20
 """Further identities that a hoarder may register."""
 MARKET_PRICE = 75_000_000 << 18
 """Grains per 2⁴⁰ of weight for which the honest work: 0.075 TILE for the packets here."""
 SIDE = 64
+CUBE = Shape(SIDE, SIDE, SIDE)
 _FUNDS = 100_000 * TILE
 
 USER, OWNER = Key("economy/user"), Key("economy/adversary")
@@ -44,10 +48,11 @@ class Setting:
     """What both runs of a comparison share.
 
     Attributes:
-        share: the adversary's part of the mining power and of the slots, 0 … 1.
+        share: the adversary's part of the mining power and of the places, 0 … 1.
         blocks: how many are mined after the workers' registrations are in force.
         packets, threshold: of the honest user's jobs, one every `interval` blocks; 0 packets for a quiet market.
         works: whether the adversary has his share of the workers too. Without, no luck in the dealing blurs a result.
+        price: of the user's jobs, and the least for which the honest work, in grains per 2⁴⁰ of weight.
     """
 
     share: float
@@ -57,9 +62,10 @@ class Setting:
     threshold: int = 4
     interval: int = 2
     works: bool = True
+    price: int = MARKET_PRICE
 
     @property
-    def slots(self) -> int:
+    def places(self) -> int:
         """How many of the workers are the adversary's."""
         return max(1, round(self.share * IDENTITIES)) if self.works else 0
 
@@ -103,16 +109,18 @@ class Economy:
         funded = (USER, OWNER, *WORKERS, *SPARES)
         allocations = tuple(Allocation(key.address, _FUNDS) for key in funded)
         self.chain = ChainBuilder(regtest(genesis_time_ms=GENESIS_TIME_MS, allocations=allocations), worked=False)
-        self.mine = WORKERS[: setting.slots]
+        self.mine = WORKERS[: setting.places]
         self.owned = {key.address for key in (OWNER, *self.mine, *SPARES)}
         self.events: list[Event] = []
+        self.pending: list[bytes] = []
         self.gas_grains = 0
         self._luck = random.Random(f"luck/{setting.seed}")
         self._order = random.Random(f"order/{setting.seed}")
         honest = [w for w in WORKERS if w not in self.mine]
-        registrations = [self.chain.register(worker) for worker in self.mine]
-        registrations += [self.chain.register(worker, min_price=MARKET_PRICE) for worker in honest]
-        self.chain.mine(registrations, miner=HONEST_MINER, count=self.chain.params.registration_delay)
+        self.bond = workers.reserve(self.chain.params, jobs.packet_fee(self.chain.params, setting.price, CUBE))
+        registrations = [self.chain.register(worker, bond=self.bond) for worker in self.mine]
+        registrations += [self.chain.register(w, bond=self.bond, min_price=setting.price) for w in honest]
+        self.chain.mine(registrations, miner=HONEST_MINER, count=self.chain.params.registration_delay + 1)
 
     def run(self) -> Outcome:
         """Mine all blocks."""
@@ -140,16 +148,19 @@ class Economy:
         group = state.GROUPS.get(self.chain.state, packet.job)
         return group is not None and group.owner == OWNER.address
 
-    def job(self, owner: Key, packets: int, threshold: int, price: int, zero: bool = False) -> Job:
+    def job(self, owner: Key, packets: int, threshold: int, price: int, zero: bool = False, **changes: Any) -> Job:
         """A job of so many 64×64×64 packets; zero ones if asked (their left operands zero)."""
         left, right = _operands(packets, zero)
-        return self.chain.job(owner, left, right, rows=SIDE, threshold=threshold, price=price, max_base_fee=10**6)
+        terms = {"threshold": threshold, "price": price, "max_base_fee": 10**6, **changes}
+        return self.chain.job(owner, left, right, rows=SIDE, **terms)
 
     def _step(self, number: int) -> bool:
         setting, chain, strategy = self.setting, self.chain, self.strategy
-        transactions = []
+        transactions, self.pending = [], []
         if setting.packets and number % setting.interval == 0:
-            transactions.append(self.job(USER, setting.packets, setting.threshold, MARKET_PRICE).transaction)
+            offer = self.job(USER, setting.packets, setting.threshold, setting.price)
+            transactions.append(offer.transaction)
+            self.pending += offer.packets
         his = strategy.transactions(self)
         transactions += his
         unit = strategy.unit(self)

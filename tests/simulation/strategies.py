@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from consensus.codec import MAX_AMOUNT
+from consensus.crypto import H
 from consensus.params import TILE
-from consensus.state import GROUPS, Packet
+from consensus.state import GROUPS, PLACES, Packet, account, ledger
 from consensus.transaction import Result, Transaction
 from tests.builders import Job
 from tests.simulation.economy import MARKET_PRICE, OWNER, SPARES, Economy, Setting, Strategy
@@ -28,7 +30,7 @@ class SelfDealing(Strategy):
         self._turn += 1
         if self._turn % self.every != 1 % self.every:
             return []
-        price = 1 if self.exclusive else MARKET_PRICE
+        price = 1 if self.exclusive else economy.setting.price
         return [economy.job(OWNER, 2, 2, price, zero=True).transaction]
 
     def answers_now(self, economy: Economy, packet_id: bytes, packet: Packet) -> bool:
@@ -49,7 +51,7 @@ class Withholding(Strategy):
     def transactions(self, economy: Economy) -> list[Transaction]:
         if not self.persistent:
             return []
-        chain, bond = economy.chain, economy.chain.params.min_reserve
+        chain, bond = economy.chain, economy.bond
         short = [key for key in economy.mine if chain.worker(key).bond < bond]
         return [chain.register(key, bond=bond - chain.worker(key).bond) for key in short]
 
@@ -58,7 +60,7 @@ class Withholding(Strategy):
 
 
 class Delaying(Strategy):
-    """Answer in the last block of the window: no fine, but the slot is taken meanwhile."""
+    """Answer in the last block of the window: no fine, but the place is taken meanwhile."""
 
     def answers_now(self, economy: Economy, packet_id: bytes, packet: Packet) -> bool:
         return economy.chain.height + 1 == packet.dealt_at + economy.chain.params.window
@@ -152,12 +154,16 @@ class Enough(Strategy):
         return chosen
 
 
-class Undercutting(Purchase):
-    """Ask for few packets of many and answer those few oneself; leave everybody else's answers out of one's blocks."""
+class Asking(Purchase):
+    """Need no more packets of a job than one's own workers are dealt on average. Who needs fewer pays for fewer."""
 
     def offer(self, economy: Economy) -> Job:
         threshold = max(1, round(economy.setting.share * self.packets))
         return economy.job(OWNER, self.packets, threshold, MARKET_PRICE)
+
+
+class Undercutting(Asking):
+    """Complete such a job by one's own answers, and leave everybody else's out of one's blocks."""
 
     def admitted(self, economy: Economy, results: list[Result]) -> list[Result]:
         return [
@@ -165,6 +171,76 @@ class Undercutting(Purchase):
             for result in results
             if result.body.worker in economy.owned or not economy.is_owners(economy.chain.packet(result.body.packet_id))
         ]
+
+
+class Steering(SelfDealing):
+    """Post a job to oneself whenever the known draw deals all of it to one's own workers, at the market's price.
+
+    The draw of the next block hangs on a ticket that is known and on the job's id, so the owner tries variants of his
+    transaction until one suits him.
+    """
+
+    VARIANTS = 48
+
+    def __init__(self) -> None:
+        super().__init__(exclusive=False)
+
+    def transactions(self, economy: Economy) -> list[Transaction]:
+        self._turn += 1
+        if self._turn % self.every != 1:
+            return []
+        own, nonce = {key.address for key in economy.mine}, account(economy.chain.state, OWNER.address).nonce
+        for variant in range(self.VARIANTS):
+            offer = economy.job(OWNER, 2, 2, economy.setting.price, zero=True, tip=variant, nonce=nonce)
+            if all(first_place(economy, packet_id) in own for packet_id in offer.packets):
+                return [offer.transaction]
+        return []
+
+
+class Dodging(Strategy):
+    """Look at the known draws: retire a worker that is about to be dealt a packet, and come back afterwards.
+
+    Whoever could move the array of places by that would choose among as many draws as he has workers.
+    """
+
+    def __init__(self) -> None:
+        self._away: set[bytes] = set()
+
+    def transactions(self, economy: Economy) -> list[Transaction]:
+        chain, sent = economy.chain, []
+        drawn = {first_place(economy, packet_id) for packet_id in economy.pending}
+        for key in economy.mine:
+            if key.address in self._away:
+                sent.append(chain.register(key, bond=0))
+                self._away.discard(key.address)
+            elif key.address in drawn:
+                sent.append(chain.retire(key))
+                self._away.add(key.address)
+        return sent
+
+
+class Diluting(Strategy):
+    """Lock a bond for places that are never able, so that the packets of others find no place for longer."""
+
+    def __init__(self) -> None:
+        self._registered = False
+
+    def transactions(self, economy: Economy) -> list[Transaction]:
+        if self._registered:
+            return []
+        self._registered = True
+        chain = economy.chain
+        return [chain.register(key, packets=20, min_price=MAX_AMOUNT, max_base_fee=10**6) for key in SPARES]
+
+
+def first_place(economy: Economy, packet_id: bytes) -> bytes:
+    """The worker whose place a packet tries first in the block after the tip."""
+    view = economy.chain.state
+    known = ledger(view)
+    draw = H("tw/deal", known.tickets[-economy.chain.params.deal_lag + 1] + packet_id + bytes(4))
+    place = PLACES.get(view, int.from_bytes(draw, "big") % known.places)
+    assert place is not None, "an array with a gap"
+    return place.worker
 
 
 @dataclass(frozen=True)
@@ -185,6 +261,8 @@ class Case:
 
 
 _MARKET = Setting(share=0)
+_DEAR = Setting(share=0, price=20 * MARKET_PRICE * 4)
+"""A fee of 6 TILE for each packet: a miss burns 24."""
 _QUIET = Setting(share=0, packets=0)
 _OWNER_ONLY = Setting(share=0, packets=0, works=False)
 _SPARE_PACKETS = Setting(share=0, packets=10, threshold=5, interval=4)
@@ -195,7 +273,10 @@ LOSING = (
     Case("withholding answers", lambda: Withholding(False), _MARKET, 8 * TILE, seeds=3),
     Case("withholding answers, bond refilled", lambda: Withholding(True), _MARKET, 8 * TILE, seeds=3),
     Case("answering in the last block only", Delaying, _MARKET, TILE // 50, seeds=4),
+    Case("withholding dear packets, 4 fees burned", lambda: Withholding(False), _DEAR, 20 * TILE, seeds=3),
+    Case("withholding dear packets, bond refilled", lambda: Withholding(True), _DEAR, 20 * TILE, seeds=3),
     Case("hoarding places with 20 identities", Hoarding, _MARKET, 50 * TILE),
+    Case("steering jobs of zeros to one's own workers", Steering, _QUIET, TILE // 100),
     Case("cancelling once products are seen", lambda: Cancelling(False), _OWNER_ONLY, TILE // 20_000, Purchase),
 )
 LIMITS = (
@@ -203,5 +284,7 @@ LIMITS = (
     Case("one's own Results first, 5 of 10 needed", OwnFirst, _SPARE_PACKETS, None, seeds=3),
     Case("others' Results left out", OthersLeftOut, _SPARE_PACKETS, None, seeds=3),
     Case("only as many Results as are needed", Enough, _SPARE_PACKETS, None, seeds=3),
-    Case("completing one's own job early", Undercutting, _QUIET, None, Purchase, seeds=6),
+    Case("dodging packets that the draw would deal", Dodging, _MARKET, None, seeds=3),
+    Case("locking bonds for places that are never able", Diluting, _MARKET, None, seeds=3),
+    Case("completing one's own job early", Undercutting, _QUIET, None, Asking, seeds=6),
 )

@@ -71,7 +71,22 @@ def test_a_tickets_chance_is_proportional_to_its_cost(target: int, k: int) -> No
         assert not work.wins(winners.to_bytes(32, "big"), target, k)
 
 
-@pytest.mark.parametrize("shape", [Shape(64, 64, 64), Shape(512, 4096, 512), Shape(64, 4096, 4096)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(64, 64, 64),
+        Shape(64, 4096, 64),
+        Shape(4096, 64, 64),
+        Shape(64, 64, 4096),
+        Shape(1024, 64, 1024),
+        Shape(256, 2048, 256),
+        Shape(512, 4096, 512),
+        Shape(64, 4096, 4096),
+        Shape(1024, 1024, 1024),
+        Shape(192, 320, 448),
+    ],
+    ids=str,
+)
 def test_a_packet_of_zeros_buys_no_ticket_that_zero_operands_of_its_shape_do_not_have(shape: Shape) -> None:
     """So nobody gains by posting jobs to himself, whatever shape is the fastest: these tickets cost no gas, no fee."""
     seed = bytes(range(32))
