@@ -20,6 +20,7 @@ from node.p2p.messages import (
     GetBody,
     GetHeaderCopy,
     GetHeaders,
+    GetState,
     GetStrips,
     GetTensor,
     Headers,
@@ -200,6 +201,31 @@ async def test_a_heavier_chain_that_begins_with_less_work_is_followed() -> None:
         good.network.add_peer(Endpoint(net.host("a"), PORT))
         await until(lambda: a.chain.tip.id == good.chain.tip.id)
         assert not a.has_expelled(good)
+
+
+@virtual
+async def test_headers_below_a_state_that_is_being_fetched_are_not_dropped() -> None:
+    """They have less work than all the others, and it comes slowly."""
+    net = Net()
+    a, good = net.add("a", rules=RULES), net.add("good", rules=RULES)
+    good.now_ms = late(RULES)
+    await good.mine(60)
+    a.now_ms = good.now_ms = good.now_ms + 1000 * RULES.spacing_ms
+    a.is_checked = False
+    a.chain.known.tree.max_loose = 4
+    best, crowd = Shadow(100, rules=RULES), Shadow(80, b"crowd", RULES)
+
+    async def slowly(peer: Any, request: GetState) -> Message:
+        for header in crowd.headers:
+            a.chain.add_header(header)
+        return await good.network._server.state(peer, request)
+
+    good.serve(GetState, slowly)
+    async with net, in_memory(net, a, 1, best.status, lambda _: {GetHeaders: best.show}):
+        await until(lambda: a.chain.best_header.height == 100)
+        good.network.add_peer(Endpoint(net.host("a"), PORT))
+        await until(lambda: a.chain.tip.id == good.chain.tip.id)
+        assert all(a.chain.entry(entry.id) is entry for entry in a.chain.tip.ancestors())
 
 
 # ---------------------------------------------------------------------- the first download
