@@ -260,7 +260,7 @@ def _from_file(file: Path) -> dict[str, Any]:
         raise ConfigError("config", f"{file} is larger than {MAX_FILE_BYTES} bytes", "check that it is the right file")
     try:
         document = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of many thousand digits is a ValueError, too
         raise ConfigError("config", f"{file} is not TOML: {error}", "correct the line that is named") from None
     values: dict[str, Any] = {}
     for name, value in document.items():
@@ -281,16 +281,28 @@ def _from_file(file: Path) -> dict[str, Any]:
 def _convert(setting: Setting, raw: object, source: str, *, strict: bool) -> Any:
     try:
         value = msgspec.convert(raw, setting.kind, strict=strict, dec_hook=_decode_path)
-    except (msgspec.ValidationError, ValueError) as error:
+    except ValueError as error:
         why = str(error).replace("`", "")
-        raise ConfigError("config", f"{source} = {raw!r} does not fit: {why}", setting.description) from None
-    return value.expanduser() if isinstance(value, Path) else value
+        raise ConfigError("config", f"{source} = {_shown(raw)} does not fit: {why}", setting.description) from None
+    return value
+
+
+def _shown(raw: object) -> str:
+    try:
+        return f"{raw!r:.80}"
+    except ValueError:  # Python writes no integer of many thousand digits
+        return "a very large integer"
 
 
 def _decode_path(kind: type, value: object) -> Path:
     if kind is not Path or not isinstance(value, str | Path) or not str(value):
         raise ValueError("Expected a path")
-    return Path(value)
+    if "\0" in str(value):
+        raise ValueError("A path holds no zero byte")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # `~` and the name of nobody
+        raise ValueError(str(error)) from None
 
 
 def template() -> str:

@@ -45,7 +45,7 @@ def load(path: Path) -> ChainParams:
         for name in _unknown(msgspec.json.decode(data), msgspec.json.decode(msgspec.json.encode(view))):
             raise msgspec.ValidationError(f"it has an unknown field `{name[:80]}`")
         return view.params()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise GenesisError("genesis", f"{path} is no genesis file: {error}", _FIX) from None
     except ValueError as error:
         raise GenesisError("genesis", str(error), _FIX) from None

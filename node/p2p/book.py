@@ -215,7 +215,7 @@ def read_book(book: Book, path: Path) -> None:
             book.load(file.read(MAX_FILE_BYTES))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         logger.warning("address book not read", extra={"path": str(path), "why": str(error)})
 
 

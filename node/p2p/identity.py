@@ -110,7 +110,7 @@ def certified_key(certificate: bytes) -> bytes | None:
     """The Ed25519 key (32 bytes) that a DER certificate carries; None where there is none that is acceptable."""
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         return None
     if not isinstance(key, Ed25519PublicKey):
         return None

@@ -104,6 +104,21 @@ def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
     assert "larger" in refusal(file=big)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[rpc]\nport = " + "9" * 5000,
+        "[rpc]\nport = 0x" + "f" * 5000,
+        "port = " + "[" * 100_000,
+        'data_dir = "~nobody-of-this-name/x"',
+        'data_dir = "a\\u0000b"',
+    ],
+    ids=["digits", "hexadecimal digits", "nested", "nobody's home", "zero byte"],
+)
+def test_odd_values_in_a_file_are_refused_like_others(tmp_path: Path, text: str) -> None:
+    assert len(refusal(file=written(tmp_path, text))) < 1000
+
+
 def test_the_template_shows_every_setting_and_changes_nothing(tmp_path: Path) -> None:
     text = template()
     assert tomllib.loads(text) == {"p2p": {}, "rpc": {}, "mining": {}, "log": {}, "limits": {}}

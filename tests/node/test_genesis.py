@@ -56,6 +56,9 @@ def test_what_is_no_genesis_file(tmp_path: Path) -> None:
         path.write_bytes(msgspec.json.encode(view | change))
         with pytest.raises(GenesisError, match=words):
             genesis.load(path)
+    path.write_bytes(b'{"a":' + b"[" * 100_000)
+    with pytest.raises(GenesisError, match="no genesis file"):
+        genesis.load(path)
     path.write_bytes(b"\xff")
     with pytest.raises(GenesisError, match="no genesis file"):
         genesis.load(path)

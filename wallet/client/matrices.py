@@ -119,6 +119,8 @@ def _read(file: BinaryIO, size: int) -> npt.NDArray[Any]:
         shape, is_fortran, dtype = read_header(file, max_header_size=_MAX_FILE_HEADER_BYTES)
     except Exception as error:  # numpy's parser also raises what Python's tokenizer and literals raise
         raise ValueError("its header is not one of a .npy file") from error
+    if not all(type(side) is int for side in shape):  # numpy takes True for one, until it makes an array of it
+        raise ValueError("its shape is not one of integers")
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never read")
     count = 1

@@ -155,7 +155,16 @@ def test_a_book_survives_a_restart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"garbage", b"{}", b'{"version":2,"secret":"00","anchors":[],"entries":[]}', b"[" * 100_000]
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"{}",
+        b'{"version":2,"secret":"00","anchors":[],"entries":[]}',
+        b"[" * 100_000,
+        b'{"version":1,"secret":"","anchors":[],"entries":[{"host":' + b'{"a":' * 100_000,
+        b'{"version":1,"secret":"","anchors":[],"entries":[{"hosts":' + b'{"a":' * 100_000,
+    ],
 )
 def test_a_damaged_book_is_left_aside(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "peers.json"

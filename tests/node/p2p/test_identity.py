@@ -58,3 +58,10 @@ def test_a_damaged_key_file_is_left_as_it_is(tmp_path: Path, content: bytes) -> 
 def test_no_key_comes_from_what_is_no_certificate() -> None:
     assert certified_key(b"") is None
     assert certified_key(b"\x30\x82" + bytes(100)) is None
+
+
+@pytest.mark.parametrize("version", [1, 3, 127])
+def test_a_certificate_of_another_version_carries_no_key(version: int) -> None:
+    certificate = from_seed(bytes(32)).certificate
+    third = b"\xa0\x03\x02\x01\x02"
+    assert certified_key(certificate.replace(third, third[:-1] + bytes((version,)), 1)) is None

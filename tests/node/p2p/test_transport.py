@@ -378,6 +378,10 @@ async def test_nobody_listens() -> None:
     await dialler.close()
 
 
+def test_a_listener_whose_certificate_cannot_be_parsed_is_no_peer(tmp_path: Path) -> None:
+    _dial_foreign(certificate_of_another_version(tmp_path))
+
+
 @asynchronous
 async def test_a_port_in_use_is_an_error() -> None:
     async with listening(echo) as (address, _):
@@ -414,6 +418,18 @@ def foreign_certificate(directory: Path) -> Path:
     path = directory / "foreign.pem"
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     path.write_bytes(private + certificate.public_bytes(Encoding.PEM))
+    return path
+
+
+def certificate_of_another_version(directory: Path) -> Path:
+    """The listener's, well signed, but of X.509 version 2: TLS takes it, parsers of certificates do not."""
+    body = x509.load_der_x509_certificate(LISTENER.certificate).tbs_certificate_bytes
+    version = b"\xa0\x03\x02\x01"
+    changed = body.replace(version + b"\x02", version + b"\x01", 1)
+    assert changed != body
+    der = LISTENER.certificate.replace(body, changed)[:-64] + LISTENER.sign(changed)
+    path = directory / "v2.pem"
+    path.write_bytes(LISTENER.private_pem + ssl.DER_cert_to_PEM_cert(der).encode())
     return path
 
 

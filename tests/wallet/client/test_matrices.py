@@ -90,6 +90,7 @@ def promising(shape: tuple[int, ...]) -> bytes:
         (promising((-1, -1)), "promises"),
         (promising((1 << 31, 1 << 31)), "promises"),
         (npy(GOOD)[:40], "header"),
+        (promising((True, True)) + b"1", "shape"),
         (b"\x93NUMPY\x01\x00\xff\xff" + b"{" * 65535, "header"),
         (b"\x93NUMPY\x09\x00" + bytes(100), "version"),
     ],
