@@ -230,14 +230,19 @@ class Ledger(Value, frozen=True):
     dealt_through: Annotated[bytes, Meta(max_length=32)] = b""
 
 
+class CorruptRecordError(Exception):
+    """A stored record is no record of its table. The store is not to be trusted."""
+
+
 class Table(Generic[R]):
-    """Records of one kind under one prefix.
+    """Records of one kind under one prefix. Reading raises CorruptRecordError where the store is damaged.
 
     `holdings` says how many grains a record holds: the supply check sums it over every changed record.
     """
 
     def __init__(self, prefix: bytes, record: type[R], holdings: Callable[[R], int] | None = None) -> None:
         self.prefix = prefix
+        self.kind = record
         self.holdings = holdings
         self._decode = msgspec.msgpack.Decoder(record).decode
 
@@ -248,7 +253,7 @@ class Table(Generic[R]):
     def get(self, state: StateReader, *parts: bytes | int) -> R | None:
         """The record, or None."""
         data = state.get(self.key(*parts))
-        return None if data is None else self._decode(data)
+        return None if data is None else self.record(data)
 
     def put(self, state: Overlay, record: R, *parts: bytes | int) -> None:
         """Write the record."""
@@ -262,15 +267,18 @@ class Table(Generic[R]):
         """(rest of the key behind `parts`, record), in key order."""
         prefix = self.key(*parts)
         for key, data in state.scan(prefix):
-            yield key[len(prefix) :], self._decode(data)
+            yield key[len(prefix) :], self.record(data)
 
     def record(self, data: bytes) -> R:
         """A record out of its bytes."""
-        return self._decode(data)
+        try:
+            return self._decode(data)
+        except msgspec.DecodeError as error:
+            raise CorruptRecordError(f"a stored {self.kind.__name__} cannot be read: {error}") from error
 
     def held_by(self, data: bytes | None) -> int:
         """Grains that an encoded record of this table holds."""
-        return 0 if data is None or self.holdings is None else self.holdings(self._decode(data))
+        return 0 if data is None or self.holdings is None else self.holdings(self.record(data))
 
 
 class Mark(Value, frozen=True):

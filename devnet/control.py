@@ -79,7 +79,7 @@ async def _answer(line: bytes, carry_out: Callable[[Order], Awaitable[Struct]]) 
         return Answer(Raw(msgspec.json.encode(await carry_out(_order_decoder.decode(line)))))
     except Refusal as error:
         return Answer(refusal=Refused(error.code, error.message, error.fix))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return Answer(refusal=Refused("bad-order", f"no order: {error}", "use the same version of tilework"))
 
 

@@ -23,7 +23,7 @@ from consensus.errors import BadProof, ConsensusError, MissingTensor, Reason
 from consensus.events import Dealt
 from consensus.params import ChainParams
 from consensus.proofs.trie import CorruptTrieError
-from consensus.state import GROUPS, PACKETS, Changes, Overlay, StateReader
+from consensus.state import GROUPS, PACKETS, Changes, CorruptRecordError, Overlay, StateReader
 from consensus.transition import Transition
 from consensus.validation import Strips
 from node.chain import index, schema, snapshot
@@ -364,7 +364,7 @@ class Chain:
         except ConsensusError as error:
             self._note_refusal(entry, block, error)
             raise
-        except CorruptTrieError as error:
+        except (CorruptTrieError, CorruptRecordError) as error:
             raise StorageError(f"the state is damaged: {error}") from error
         outcome = Outcome(done.receipts, done.events, done.state_root, done.reward)
         return ConnectedBlock(block, outcome), done

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -99,7 +99,7 @@ def load_or_create(path: Path) -> Identity:
         private = load_pem_private_key(read_private(path, _MAX_KEY_FILE_BYTES), None)
     except OpenToOthers:
         raise IdentityError("key-unusable", f"{path} can be read by other users", f"run: chmod 600 {path}") from None
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         raise IdentityError("key-unusable", f"{path} is no node key ({error})", _RESTORE) from None
     if not isinstance(private, Ed25519PrivateKey):
         raise IdentityError("key-unusable", f"{path} holds another kind of key", _RESTORE)
@@ -110,7 +110,7 @@ def certified_key(certificate: bytes) -> bytes | None:
     """The Ed25519 key (32 bytes) that a DER certificate carries; None where there is none that is acceptable."""
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+    except (ValueError, UnsupportedAlgorithm, InternalError, x509.InvalidVersion):
         return None
     if not isinstance(key, Ed25519PublicKey):
         return None

@@ -192,6 +192,11 @@ def test_orders_are_carried_out_or_refused(place: Layout) -> None:
                 await asyncio.to_thread(control.send, place.control, Order("kill", 7))
             with refused("bad-order"):
                 await asyncio.to_thread(control.send, place.control, Order("dance"))  # type: ignore[arg-type]
+            for line in (b'{"do":"\xff"}', b'{"and":' + b"[" * 60_000, b""):
+                reader, writer = await asyncio.open_unix_connection(place.control)
+                writer.write(line + b"\n")
+                assert b'"bad-order"' in await reader.read()
+                writer.close()
         assert not place.control.exists()
 
     asyncio.run(main())

@@ -28,7 +28,8 @@ INT32_MAX = 2**31 - 1
 
 _MAX_FILE_HEADER_BYTES = 4096
 
-_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_READ_HEADER = {(1, 0): (np.lib.format.read_array_header_1_0, 2), (2, 0): (np.lib.format.read_array_header_2_0, 4)}
+"""Version → numpy's reader, and how many bytes tell the length of what it reads."""
 
 
 def as_operand(matrix: npt.ArrayLike, name: str) -> Int8Matrix:
@@ -112,9 +113,15 @@ def from_npy(data: bytes, dtype: npt.DTypeLike, shape: tuple[int, int]) -> npt.N
 
 def _read(file: BinaryIO, size: int) -> npt.NDArray[Any]:
     """The array in `file`, which holds `size` bytes; ValueError if it is something else."""
-    read_header = _READ_HEADER.get(np.lib.format.read_magic(file))
-    if read_header is None:
+    version = np.lib.format.read_magic(file)
+    if version not in _READ_HEADER:
         raise ValueError("it is a .npy file of a version that holds no plain numbers")
+    read_header, length_bytes = _READ_HEADER[version]
+    begin = file.tell()
+    length = int.from_bytes(file.read(length_bytes), "little")
+    if length > _MAX_FILE_HEADER_BYTES:  # numpy would make room for all of it first
+        raise ValueError(f"its header has {length} bytes")
+    file.seek(begin)
     try:
         shape, is_fortran, dtype = read_header(file, max_header_size=_MAX_FILE_HEADER_BYTES)
     except Exception as error:  # numpy's parser also raises what Python's tokenizer and literals raise

@@ -488,6 +488,16 @@ def test_a_damaged_store_is_refused_at_start(builder: ChainBuilder, lost: str) -
         open_chain(builder, store)
 
 
+def test_a_record_that_cannot_be_read_stops_the_node_and_refuses_no_block(builder: ChainBuilder) -> None:
+    store = MemoryStore()
+    chain = open_chain(builder, store)
+    block = builder.mine([builder.transfer(ALICE, BOB, 2)]).block
+    store.write({schema.STATE + state.ACCOUNTS.key(ALICE.address): b"\x92\x01"})
+    with pytest.raises(StorageError, match="a stored Account cannot be read"):
+        chain.add_block(block)
+    assert not chain.entry(block.id).invalid  # type: ignore[union-attr]  # its header was taken in
+
+
 class FailingStore(MemoryStore):
     """Refuses every write once told to."""
 

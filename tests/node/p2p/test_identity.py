@@ -45,7 +45,24 @@ def _x25519() -> bytes:
     return X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"-----BEGIN PRIVATE KEY-----\n", b"\x00" * 10_000, _x25519()])
+_TOO_SHORT = b"""-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VvBCIEIHExqH0yiX9dQuu+rX90dpf+0G1+HsvNoswTQ/T0xGir
+-----END PRIVATE KEY-----
+"""
+"""An X448 key of 32 bytes."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"-----BEGIN PRIVATE KEY-----\n",
+        b"\x00" * 10_000,
+        _x25519(),
+        _TOO_SHORT,
+    ],
+)
 def test_a_damaged_key_file_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "node.key"
     path.write_bytes(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def promising(shape: tuple[int, ...]) -> bytes:
         (promising((-1, -1)), "promises"),
         (promising((1 << 31, 1 << 31)), "promises"),
         (npy(GOOD)[:40], "header"),
+        (b"\x93NUMPY\x02\x00P", "header"),
         (promising((True, True)) + b"1", "shape"),
         (b"\x93NUMPY\x01\x00\xff\xff" + b"{" * 65535, "header"),
         (b"\x93NUMPY\x09\x00" + bytes(100), "version"),
@@ -102,6 +104,16 @@ def test_files_that_are_no_arrays_are_refused(tmp_path: Path, content: bytes, me
         load_matrix(path)
     assert (caught.value.code, caught.value.exit_code) == ("not-a-matrix-file", ExitCode.USAGE)
     assert "numpy.save" in caught.value.fix
+
+
+def test_a_file_that_promises_a_large_header_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\x1f{")
+    tracemalloc.start()
+    with pytest.raises(WalletError, match="header has 536870911 bytes"):
+        load_matrix(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_files_that_are_missing_or_directories_are_refused(tmp_path: Path) -> None:
