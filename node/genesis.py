@@ -48,7 +48,7 @@ def load(path: Path) -> ChainParams:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise GenesisError("genesis", f"{path} is no genesis file: {error}", _FIX) from None
     except ValueError as error:
-        raise GenesisError("genesis", str(error), _FIX) from None
+        raise GenesisError("genesis", f"{path}: {error}", _FIX) from None
 
 
 def _unknown(given: Any, known: Any) -> Iterator[str]:

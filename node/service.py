@@ -6,7 +6,7 @@
 
 Data directory:
 
-    chain/          LevelDB: blocks, state, index; its lock keeps a second node out
+    chain/          LevelDB: blocks, state, index; its lock keeps a second node out. WRITTEN: its last batch
     tensors/        matrices by commitment
     genesis.json    the network's rules, kept from the first start on
     node.key        the node's identity among its peers

@@ -80,9 +80,12 @@ def open_chain(config: Config, clock: Callable[[], int], imported: Callable[[flo
     try:
         tensors = TensorStore(config.directory / "tensors", config.limits.tensor_cache_mib << 20)
         return store, Chain(rules, store, tensors, clock, imported, config.allow_deep_reorg)
+    except StoreDamaged as error:
+        store.close()
+        raise StartError("storage", str(error), RESTORE) from None
     except StorageError as error:
         store.close()
-        fix = "choose another --data-dir, or remove this one to synchronise anew"
+        fix = "choose another --data-dir, or remove chain/ and tensors/ of this one to synchronise anew"
         raise StartError("storage", str(error), fix) from None
 
 
@@ -131,5 +134,5 @@ def no_port(what: str, host: str, port: int, error: OSError) -> StartError:
 
 
 def _unwritable(directory: Path, error: OSError) -> StartError:
-    fix = "choose a --data-dir that you can write to"
+    fix = "choose a --data-dir that you can write to, and that has free space"
     return StartError("data-dir-unwritable", f"cannot write to {directory}: {error.strerror}", fix)

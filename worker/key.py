@@ -40,11 +40,16 @@ class WorkerKeyMalformed(WorkerKeyError):
 
 
 class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file: both secrets in hex. A key with expanded or encrypted secrets would be another version."""
+    """The file: both secrets in hex. A key with expanded or encrypted secrets would be another version.
+
+    `check` follows from them: any other 32 bytes are a key, too, and whatever they earned would not be found again. It
+    is empty in older files.
+    """
 
     version: int
     ed25519: str
     x25519: str
+    check: str = ""
 
 
 class WorkerKey:
@@ -91,7 +96,10 @@ class WorkerKey:
             stored = msgspec.json.decode(data, type=_Stored)
             if stored.version != _VERSION:
                 raise ValueError("another version")
-            return cls(bytes.fromhex(stored.ed25519), bytes.fromhex(stored.x25519))
+            pair = bytes.fromhex(stored.ed25519), bytes.fromhex(stored.x25519)
+            if stored.check and stored.check != _check_of(*pair):
+                raise ValueError("changed")
+            return cls(*pair)
         except ValueError:  # the cause could quote the file
             raise WorkerKeyMalformed(
                 "worker-key", f"{path} is not a worker key", "restore it from a backup or move it away"
@@ -113,7 +121,8 @@ class WorkerKey:
             WorkerKeyError: the file cannot be written.
         """
         ed25519, x25519 = self._secrets
-        data = msgspec.json.encode(_Stored(_VERSION, ed25519.hex(), x25519.hex())) + b"\n"
+        stored = _Stored(_VERSION, ed25519.hex(), x25519.hex(), _check_of(ed25519, x25519))
+        data = msgspec.json.encode(stored) + b"\n"
         try:
             create_private(path, data)
         except FileExistsError:
@@ -141,3 +150,7 @@ class WorkerKey:
         """Sign a transaction of the worker's own account: a registration, a payment of what it earned."""
         assert body.sender == self.public_key, "another account's transaction"
         return Transaction(body, self._signer.sign(body.signing_hash(genesis_hash)))
+
+
+def _check_of(ed25519_secret: bytes, x25519_secret: bytes) -> str:
+    return crypto.H("tw/worker-file", ed25519_secret + x25519_secret)[:8].hex()

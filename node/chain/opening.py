@@ -37,7 +37,10 @@ def open_chain(store: Store, archive: Archive, tree: HeaderTree, genesis: Block,
         _found(store, tree, genesis, founding)
     state = TipState(store, store.get(schema.PLACE) or schema.STATE)
     if archive.id_at(0) != genesis.id:
-        raise StorageError("this directory holds another network's chain: choose another --data-dir")
+        raise StorageError(
+            "this directory holds another network's chain than the genesis file describes: "
+            "choose another --data-dir, or take the right file"
+        )
     tip = schema.decode(Tip, store.get(schema.TIP) or b"")
     data = store.get(schema.BASE)
     base = Tip(genesis.id, 0, founding.state_root) if data is None else schema.decode(Tip, data)

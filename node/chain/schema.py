@@ -1,7 +1,7 @@
 """Every key of the node's database and how its values are packed. Pure functions: `node.chain.store` does the I/O.
 
     key                                   value                      what
-    m ‖ name                              by name                    single records: `FORMAT`, `TIP`, `BASE`, `PLACE`
+    m ‖ name                              by name                    single records: `FORMAT`, `WRITTEN`, `TIP`, …
     h ‖ block id                          StoredHeader               a checked header, all its copies: of a body that is
                                                                      kept, or of a main chain's block below the base
     b ‖ block id                          Body                       a body, executed or not
@@ -58,6 +58,8 @@ TENSOR_EXPIRY = b"y"
 
 FORMAT = META + b"format"
 """→ FORMAT_VERSION in decimal digits."""
+WRITTEN = META + b"written"
+"""→ the number of the last batch (8 bytes, big-endian): the store's own, in every batch."""
 TIP = META + b"tip"
 """→ Tip."""
 BASE = META + b"base"

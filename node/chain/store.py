@@ -3,10 +3,15 @@
 Reads may come from any thread. A `scan` shows the store as it was when `scan` was called, whatever is written while
 the caller walks it. A `write` is atomic and durable when it returns. After a failed write LevelDB would report later
 ones as successful and lose them on the next start, so the first error of any kind is final for a handle.
+
+LevelDB takes a log that is missing or cut off for one that was never written, and forgets what stood in it. So batches
+are numbered: each holds its number, and a file beside LevelDB's notes it once the batch is on disk. That file is not
+synced, so it may be behind what is stored, never ahead: unless batches were lost.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +21,7 @@ from weakref import WeakSet
 import plyvel
 from sortedcontainers import SortedDict
 
+from consensus.crypto import H
 from node.chain import schema
 from node.chain.patience import patiently
 from node.chain.schema import StorageError
@@ -32,6 +38,9 @@ _BLOOM_BITS_PER_KEY = 10
 
 # What a LevelDB that was killed before it was complete may have left: nothing of value.
 _UNBORN = frozenset({"LOCK", "LOG", "LOG.old", "MANIFEST-000001", "000001.dbtmp"})
+
+_NOTE = "WRITTEN"
+"""The file with the number of the last batch, 8 bytes big-endian, and a checksum: LevelDB passes over its name."""
 
 
 class StoreInUse(StorageError):
@@ -72,6 +81,8 @@ class LevelStore:
             StorageError: it is damaged, holds something else or another format, or the disk refuses.
         """
         self._path = path
+        self._written = 0
+        self._note: int | None = None
         self._refusal: StorageError | None = None
         # Two locks, so that nobody reads behind somebody's fsync; LevelDB itself must not be closed while it is in use.
         self._reading = threading.Lock()
@@ -90,6 +101,7 @@ class LevelStore:
         except (plyvel.Error, OSError) as error:
             raise _opening_error(path, error) from error
         try:
+            self._written = self._check_complete()
             self._check_format()
         except StorageError:
             self.close()
@@ -124,6 +136,9 @@ class LevelStore:
         with self._writing, self._reading:
             self._refusal = self._refusal or StorageError(f"the database in {self._path} is closed")
             self._db.close()
+            if self._note is not None:
+                os.close(self._note)
+                self._note = None
 
     def _write(self, changes: Mapping[bytes, bytes | None]) -> None:
         with self._db.write_batch(transaction=True, sync=True) as batch:
@@ -132,6 +147,11 @@ class LevelStore:
                     batch.delete(key)
                 else:
                     batch.put(key, value)
+            batch.put(schema.WRITTEN, schema.pack_height(self._written + 1))
+        self._written += 1
+        if self._note is None:
+            self._note = patiently(lambda: os.open(self._path / _NOTE, os.O_WRONLY | os.O_CREAT, 0o600))
+        os.pwrite(self._note, _note_of(schema.pack_height(self._written)), 0)
 
     def _walk(self, iterator: plyvel.Iterator, lower: bytes) -> Iterator[Pair]:
         while True:
@@ -167,6 +187,24 @@ class LevelStore:
                 f"the database in {self._path} has format {stored.decode('ascii', 'replace')}, this node reads format "
                 f"{schema.FORMAT_VERSION}: use the version that wrote it, or synchronise into another data directory"
             )
+
+    def _check_complete(self) -> int:
+        """The number of the last batch that is here."""
+        stored = schema.unpack_height(self.get(schema.WRITTEN) or bytes(8))
+        try:
+            note = (self._path / _NOTE).read_bytes()
+        except FileNotFoundError:
+            return stored
+        except OSError as error:
+            raise StorageError(f"{self._path / _NOTE} cannot be read: {error.strerror}") from error
+        number = note[:8]
+        if note == _note_of(number) and schema.unpack_height(number) > stored:
+            lost = schema.unpack_height(number) - stored
+            raise StoreDamaged(
+                f"the database in {self._path} has lost the last {lost} batches that were written to it, for one of "
+                f"its .log files is missing or cut off (to go on without them, remove {self._path / _NOTE})"
+            )
+        return stored
 
 
 class MemoryStore:
@@ -276,11 +314,17 @@ def _span(prefix: bytes, reverse: bool, start: bytes | None) -> _Span:
 def _refuse_foreign(path: Path) -> None:
     """LevelDB takes a directory without a CURRENT file for a new one, and begins afresh beside whatever is there."""
     names = {entry.name for entry in path.iterdir()}
-    if "CURRENT" not in names and (others := sorted(names - _UNBORN)):
-        raise StorageError(
-            f"{path} is not a database, or one that lost its CURRENT file (it contains {others[0]}): "
-            "choose another data directory, or restore this one"
+    if "CURRENT" in names or not (others := sorted(names - _UNBORN)):
+        return
+    if _NOTE in others or any(name.startswith("MANIFEST-") for name in others):
+        raise StoreDamaged(
+            f"the database in {path} has lost its CURRENT file: restore it, or synchronise into a new one"
         )
+    raise StorageError(f"{path} is not a database (it contains {others[0]}): choose another data directory")
+
+
+def _note_of(number: bytes) -> bytes:
+    return number + H("tw/written", number)[:8]
 
 
 def _opening_error(path: Path, error: Exception) -> StorageError:

@@ -146,7 +146,8 @@ class Book:
                 for entry in self._buckets[number].values()
                 if entry.address not in avoid
                 and network_group(entry.address) not in groups
-                and now_ms - entry.tried_ms >= self._rest_ms(entry)
+                # A time that is still to come was noted under a clock that has been corrected since.
+                and not 0 <= now_ms - entry.tried_ms < self._rest_ms(entry)
             ]
             if rested:
                 return self._rng.choice(rested).address

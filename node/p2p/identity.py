@@ -96,6 +96,10 @@ def load_or_create(path: Path) -> Identity:
     try:
         if not path.exists():
             _create(path)
+    except OSError as error:
+        fix = "check the directory and the free space"
+        raise IdentityError("key-unusable", f"cannot write the node key {path}: {error.strerror}", fix) from None
+    try:
         private = load_pem_private_key(read_private(path, _MAX_KEY_FILE_BYTES), None)
     except OpenToOthers:
         raise IdentityError("key-unusable", f"{path} can be read by other users", f"run: chmod 600 {path}") from None

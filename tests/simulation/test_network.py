@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -111,6 +112,42 @@ async def test_a_crashed_node_and_a_late_one_catch_up() -> None:
     await world.until(lambda: min(n.chain.tip.height for n in world.nodes) > 55)
     await world.settle()
     await world.stop()
+
+
+@pytest.mark.parametrize("step_s", [3600, -3600, 10**9, -(10**8)])
+@virtual
+async def test_a_node_whose_clock_was_stepped_comes_back_by_itself_once_it_is_right(step_s: int) -> None:
+    """And its worker: from then on it mines blocks that everybody takes, and makes the packets that it holds."""
+    world = World(SEED, nodes=4)
+    await start_ring(world)
+    await world.register_all()
+    stepped, others = world.nodes[2], world.nodes[:2]
+    for _ in range(2):  # there, back, and once more
+        stepped.step_ms = 1000 * step_s
+        above = others[0].chain.tip.height + 10
+        await world.until(partial(stands_at, others[0], above))
+        stepped.step_ms = 0
+        await world.settle()
+    start = world.height()
+    await world.until(lambda: mined_above(others[0], start, stepped))
+    a, b = operand(256, 64, 1), operand(64, 64, 2)
+    job = world.user.job(ALICE, a, b, rows=64, expiry=world.height() + 100, nonce=world.nonce(ALICE))
+    await world.send(world.nodes[0], job.transaction)
+    await world.until(lambda: completed(others[0], job))
+    await world.settle()
+    assert np.array_equal(product_of(stepped, job), exact(a, b))
+    check_supply(stepped)
+    await world.stop()
+
+
+def stands_at(node: SimulatedNode, height: int) -> bool:
+    return node.chain.tip.height >= height
+
+
+def mined_above(node: SimulatedNode, height: int, miner: SimulatedNode) -> bool:
+    """Whether the node's chain has a block of a miner's above a height."""
+    tips = [entry for entry in node.chain.tip.ancestors() if entry.height > height]
+    return any(entry.core.miner == miner.key.address for entry in tips)
 
 
 async def life(seed: int, blocks: int) -> list[bytes]:

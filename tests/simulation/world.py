@@ -52,7 +52,8 @@ class LuckyBench:
 
 
 class SimulatedNode:
-    """One node. Its store and tensors outlive `crash`; everything else begins anew at `start`."""
+    """One node. Its store and tensors outlive `crash`; everything else begins anew at `start`. Its clock is the
+    world's, and `step_ms`."""
 
     def __init__(self, world: World, number: int, key: Key) -> None:
         self.world = world
@@ -61,6 +62,7 @@ class SimulatedNode:
         self.store = MemoryStore()
         self.tensors = TensorStore(None)
         self.running = False
+        self.step_ms = 0
         self._identity = from_seed(H("tw/test", b"simulated" + bytes([number])))
         self._seed = f"{world.seed}/{number}"
 
@@ -69,11 +71,11 @@ class SimulatedNode:
         world, compute = self.world, InlineCompute(self.world.failures.append)
         # One source for each part: what one of them draws must not depend on how the others take turns.
         nonces, luck, pauses, choices = (random.Random(f"{self._seed}/{part}") for part in range(4))
-        self.chain = Chain(world.params, self.store, self.tensors, world.now_ms)
+        self.chain = Chain(world.params, self.store, self.tensors, self.now_ms)
         self.pool = Mempool(self.chain)
         self.results = ResultPool(self.chain)
         self.intake = Intake(self.chain, self.pool, self.results, compute)
-        producer = Producer(self.chain, self.pool, self.results, world.now_ms, nonces, ONE_TILE)
+        producer = Producer(self.chain, self.pool, self.results, self.now_ms, nonces, ONE_TILE)
         targets = tuple(Endpoint(node.host, PORT) for node in dial)
         config = NetworkConfig(Endpoint(self.host, PORT), targets, allow_private=True)
         transport = world.wires.transport(self._identity, self.host)
@@ -83,7 +85,7 @@ class SimulatedNode:
             self.chain,
             self.intake,
             transport,
-            world.now_ms,
+            self.now_ms,
             choices,
             compute,
             Shares(compute, share=1.0, timer=lambda: 0.0),  # no clock but the world's
@@ -96,6 +98,9 @@ class SimulatedNode:
         await self.network.start()
         self._mining = asyncio.create_task(self.miner.run())
         self.running = True
+
+    def now_ms(self) -> int:
+        return self.world.now_ms() + self.step_ms
 
     async def stop(self) -> None:
         """End it; the network says goodbye unless the node crashed."""

@@ -50,6 +50,25 @@ def test_a_file_that_others_can_use_is_refused(path: Path, mode: int) -> None:
     WorkerKey.load(path)
 
 
+def test_a_changed_file_gives_no_other_key(path: Path) -> None:
+    address = WorkerKey.load_or_create(path).address
+    good = path.read_bytes()
+    refused = 0
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes((good[at] ^ 1,)) + good[at + 1 :])
+        try:
+            assert WorkerKey.load(path).address == address
+        except WorkerKeyError:
+            refused += 1
+    assert refused > 150
+
+
+def test_a_file_of_an_earlier_version_without_a_check_is_read(path: Path) -> None:
+    path.touch(0o600)
+    path.write_bytes(b'{"version":1,"ed25519":"%b","x25519":"%b"}' % (b"01" * 32, b"02" * 32))
+    assert WorkerKey.load(path).address == WorkerKey(b"\1" * 32, b"\2" * 32).address
+
+
 def test_nothing_is_ever_replaced(path: Path) -> None:
     path.write_bytes(b"something dear")
     with pytest.raises(FileExistsError):

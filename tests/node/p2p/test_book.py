@@ -117,6 +117,15 @@ def test_failures_rest_and_are_forgotten() -> None:
     assert address not in book
 
 
+def test_failures_noted_under_a_clock_that_was_ahead_do_not_rest_until_then() -> None:
+    book = make()
+    book.add(public(1), NOW_MS)
+    book.note_failure(public(1), NOW_MS + 10**12)
+    assert book.pick(NOW_MS, (), ()) == public(1)
+    book.note_failure(public(1), NOW_MS)
+    assert book.pick(NOW_MS + 1000, (), ()) is None
+
+
 def test_an_address_that_answered_once_survives_more_failures() -> None:
     book = make()
     book.note_answer(public(1), NOW_MS)
