@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from consensus.errors import Refusal
+from worker.price import DEFAULT_MULTIPLE, PRICE_PATTERN, AskingPrice
 
 ENVIRONMENT_PREFIX = "TILEWORK_"
 CONFIG_VARIABLE = "TILEWORK_CONFIG"
@@ -92,6 +93,15 @@ class Mining(Struct, frozen=True, forbid_unknown_fields=True):
             extra={"flag": "--worker-key"},
         ),
     ] = None
+    price: Annotated[
+        Annotated[str, Meta(pattern=PRICE_PATTERN)] | None,
+        Meta(
+            description="Least price that a registered worker asks: a multiple of what idle mining earns, like 1.0x, "
+            "or grains per 2⁴⁰ of weight; declared anew when it is off by a quarter. Default: 1.0x on mainnet, else "
+            "the price that was registered.",
+            extra={"flag": "--price"},
+        ),
+    ] = None
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,6 +166,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     def worker_key_file(self) -> Path:
         """Where the worker's key is."""
         return self.mining.worker_key or self.directory / "worker.key"
+
+    @property
+    def asking_price(self) -> AskingPrice | None:
+        """What the worker asks; None leaves its declaration as it is."""
+        text = self.mining.price or (DEFAULT_MULTIPLE if self.network == "mainnet" else None)
+        return None if text is None else AskingPrice.parse(text)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from node.failure import Failure
 from node.metrics import Metrics
 from node.mining.desk import WorkDesk
 from node.mining.miner import Miner
+from node.mining.pricing import Pricing
 from node.mining.producer import Producer
 from node.p2p.limits import DEFAULT
 from node.p2p.network import Network
@@ -114,6 +115,8 @@ class Node:
         rng = random.Random(secrets.token_bytes(16))  # for choices that need no secrecy
         self.producer = Producer(self.chain, pool, self.intake.results, clock, rng)
         self.miner = None if worker is None else self._make_miner(worker, rng)
+        asking = config.asking_price
+        self._pricing = None if worker is None or asking is None else Pricing(self.intake, worker, asking)
         transport = TlsTransport(identity, DEFAULT)
         self.network = Network(
             network,
@@ -198,7 +201,10 @@ class Node:
         await self._catch_up()
         self.report.mining_now = True
         try:
-            await self.miner.run()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.miner.run())
+                if self._pricing is not None:
+                    group.create_task(self._pricing.run())
         except* StorageError as errors:
             self._failure.report(errors)
         finally:

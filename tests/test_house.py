@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "wallet.accounts": _ACCOUNTS,
     "wallet.client": _CLIENT,
     "wallet.models": _CLIENT,
-    "node.config": _CONSENSUS,
+    "node.config": _CONSENSUS | {"worker"},  # what an asking price looks like
     "node.genesis": _CONSENSUS | {"api"},
     "node.log": _CONSENSUS | {"node.config"},
     "node.chain": _CHAIN,

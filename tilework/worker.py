@@ -26,9 +26,10 @@ from tilework.output import CliError, Group, emit, notice
 from wallet.accounts.amounts import format_tile, parse_tile
 from wallet.errors import ExitCode, WalletError
 from worker.key import WorkerKey
+from worker.price import DEFAULT_MULTIPLE, AskingPrice, idle_pay
 
 if TYPE_CHECKING:
-    from api.chain import TxView
+    from api.chain import ChainInfo, TxView
     from wallet.client.gateway import Gateway
 
 WAIT_SECONDS = 120.0
@@ -47,6 +48,13 @@ class Sent(Struct, frozen=True):
     address: str
     txid: str
     height: int | None
+
+
+class IdlePrice(Struct, frozen=True):
+    """What idle mining earns in the block after `height`, in grains per 2⁴⁰ multiply-accumulates."""
+
+    height: int
+    grains: int
 
 
 def _key_file(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path:
@@ -91,7 +99,9 @@ def worker() -> None:
 )
 @click.option("--bond", metavar="TILE", help="The whole bond. Default: what that many packets need.")
 @click.option(
-    "--min-price", type=click.IntRange(0), default=0, show_default=True, help="Least pay, in grains per 2⁴⁰ of weight."
+    "--price",
+    help="Least price: a multiple of what idle mining earns now, like 1.0x, or grains per 2⁴⁰ of weight. "
+    "Default: 1.0x on mainnet, else 0.",
 )
 @click.option(
     "--max-unit-mib",
@@ -102,17 +112,21 @@ def worker() -> None:
 )
 @wait_option
 def register(
-    key_file: Path, url: str, packets: int, bond: str | None, min_price: int, max_unit_mib: int, wait: bool
+    key_file: Path, url: str, packets: int, bond: str | None, price: str | None, max_unit_mib: int, wait: bool
 ) -> None:
     """Register the worker, or change and refresh its registration. The bond that it already has counts.
 
-    A key file that is missing is made, with a key of its own.
+    A key file that is missing is made, with a key of its own. A multiple is worked out once, now; a mining node with
+    the same --price declares it anew as the difficulty moves.
     """
+    asking = None if price is None else AskingPrice.parse(price)
     key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = WorkerKey.load_or_create(key_file)
     whole = None if bond is None else parse_tile(bond)
 
-    def payload(rules: ChainParams, state: WorkerState) -> Payload:
+    def payload(rules: ChainParams, state: WorkerState, info: ChainInfo) -> Payload:
+        wished = asking or AskingPrice.parse(DEFAULT_MULTIPLE if info.network == "mainnet" else "0")
+        min_price = wished.grains(rules, info.height + 1, int(info.target, 16))
         wanted = rules.min_reserve * packets if whole is None else whole
         added = max(0, wanted - state.bond)
         return RegisterWorker(key.x25519_key, min_price, max_unit_mib << 20, packets, added)
@@ -138,6 +152,7 @@ def status(key_file: Path, url: str) -> None:
         "standing": standing,
         "balance": f"{format_tile(state.balance)} TILE",
         "bond": f"{format_tile(state.bond)} TILE",
+        "price": f"{format_tile(state.min_price)} TILE per 2⁴⁰ of weight at least",
         "packets": f"{len(state.held)} held, {state.places} at once",
         "record": f"{format_tile(state.paid)} TILE earned, {state.missed} packets missed",
         "key": key_file,
@@ -146,12 +161,20 @@ def status(key_file: Path, url: str) -> None:
 
 
 @worker.command()
+@rpc_option
+def price(url: str) -> None:
+    """Show what idle mining earns now per 2⁴⁰ multiplications: a fair price for as much weight of packets."""
+    found = asyncio.run(_idle_price(url))
+    emit(found, f"{found.grains} grains ({format_tile(found.grains)} TILE) per 2⁴⁰ of weight at height {found.height}")
+
+
+@worker.command()
 @key_option
 @rpc_option
 @wait_option
 def stop(key_file: Path, url: str, wait: bool) -> None:
     """Retire the worker: it is dealt nothing more, and its bond returns once its last window is over."""
-    sent = asyncio.run(_send(load_worker_key(key_file), url, lambda _rules, _state: RetireWorker(), wait))
+    sent = asyncio.run(_send(load_worker_key(key_file), url, lambda _rules, _state, _info: RetireWorker(), wait))
     done = f"retired at height {sent.height}" if wait else "the retirement is on its way"
     emit(sent, f"{sent.address}: {done} (transaction {sent.txid})")
 
@@ -164,12 +187,22 @@ async def _ask(key: WorkerKey, url: str) -> WorkerState:
         return await _state(gateway, network.address_text(key.address))
 
 
+async def _idle_price(url: str) -> IdlePrice:
+    from wallet.client.gateway import Gateway
+
+    async with Gateway(url, patience_seconds=0) as gateway:
+        network, info = await gateway.network(), await gateway.info()
+        return IdlePrice(info.height, idle_pay(network.params, info.height + 1, int(info.target, 16)))
+
+
 async def _state(gateway: Gateway, address: str) -> WorkerState:
     worker, account = await gateway.worker(address), await gateway.account(address)
     return WorkerState(**asdict(worker), balance=account.balance)
 
 
-async def _send(key: WorkerKey, url: str, payload: Callable[[ChainParams, WorkerState], Payload], wait: bool) -> Sent:
+async def _send(
+    key: WorkerKey, url: str, payload: Callable[[ChainParams, WorkerState, ChainInfo], Payload], wait: bool
+) -> Sent:
     """Build, sign and send one transaction of the worker's account."""
     from wallet.client.gateway import Gateway
     from wallet.client.purse import Purse
@@ -177,9 +210,9 @@ async def _send(key: WorkerKey, url: str, payload: Callable[[ChainParams, Worker
     async with Gateway(url, patience_seconds=0) as gateway:
         network = await gateway.network()
         purse = Purse(gateway, network, key.public_key)
-        state = await _state(gateway, purse.address)
+        state, info = await _state(gateway, purse.address), await gateway.info()
         try:
-            (body,) = await purse.prepare([payload(network.params, state)], "this")
+            (body,) = await purse.prepare([payload(network.params, state, info)], "this")
         except WalletError as error:
             if error.code != "insufficient-balance":
                 raise

@@ -245,12 +245,31 @@ def test_a_worker_registers_and_retires(tmp_path: Path) -> None:
         assert sent["height"] is not None
         state = status()
         assert (state["registered"], state["bond"], state["announced"]["places"]) == (True, 20 * TILE, 2)
-        run("worker", "register", "--packets", "2", "--min-price", "5", **at)
+        run("worker", "register", "--packets", "2", "--price", "5", **at)
         assert (status()["bond"], status()["announced"]["min_price"]) == (20 * TILE, 5)
+        ideal = json.loads(run("worker", "price", "--json", **at).output)["grains"]
+        assert ideal > 5
         assert json.loads(run("worker", "stop", "--json", **at).output)["address"] == address
         assert status()["retired_at"] is not None
         assert fails(3, "already-retired", "worker", "stop", **at)
         assert stop(process, signal.SIGINT)[0] == 0
+
+
+@pytest.mark.long
+def test_a_mining_node_declares_the_price_that_it_was_given(tmp_path: Path) -> None:
+    key, path, file = WorkerKey.generate(), tmp_path / "worker.key", tmp_path / "genesis.json"
+    key.create(path)
+    rules = params.devnet(time.time_ns() // 10**6 - 3_600_000, (Allocation(key.address, 1_000 * TILE),))
+    file.write_bytes(genesis.dump(rules))
+    arguments = ("--genesis", str(file), "--mine", "--worker-key", str(path), "--price", "77")
+    with node_process(tmp_path / "node", *arguments) as (_process, info):
+        at = {"TILEWORK_RPC_URL": info["rpc_address"], "TILEWORK_MINING_WORKER_KEY": str(path)}
+        run("worker", "register", "--packets", "2", "--price", "5", **at)
+        deadline, price = time.monotonic() + 120, 0
+        while price != 77 and time.monotonic() < deadline:
+            time.sleep(0.5)
+            price = json.loads(run("worker", "status", "--json", **at).output)["min_price"]
+        assert price == 77
 
 
 def test_worker_commands_without_a_key_or_a_node(tmp_path: Path) -> None:
