@@ -210,6 +210,7 @@ class GasView(Struct, frozen=True):
     output: Count
     worker: Count
     place: Count
+    job: Count
     packet: Count
     tensor_byte: Count
 

@@ -52,6 +52,7 @@ class ParamsView(Struct, frozen=True):
     deal_lag: Count
     max_examined: Count
     max_tries: Count
+    max_results: Count
     max_missed: Count
     max_seated: Count
     max_closed: Count

@@ -13,7 +13,7 @@ from consensus import crypto
 from node.chain.chain import Chain
 from tests.builders import USERS, WORKERS, ChainBuilder, Key, Node
 
-TRANSFERS = 2_000
+TRANSFERS = 900
 ROUNDS = 5
 LONG = 1_000
 EARLY = 200
@@ -28,7 +28,7 @@ measure = run
 
 
 def _transfers() -> list[Row]:
-    """Blocks of 2,000 transfers by eight senders, imported on one thread with no signature seen before."""
+    """Blocks of 900 transfers by eight senders, imported on one thread with no signature seen before."""
     builder = ChainBuilder()
     recipients = [Key(f"recipient {number}") for number in range(TRANSFERS)]
     senders = (*USERS, *WORKERS)

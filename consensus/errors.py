@@ -40,6 +40,7 @@ class Reason(StrEnum):
     WRONG_BODY_ROOT = "wrong-body-root"
     BODY_TOO_LARGE = "body-too-large"
     TOO_MANY_TENSOR_BYTES = "too-many-tensor-bytes"
+    TOO_MANY_RESULTS = "too-many-results"
     DUPLICATE_TRANSACTION = "duplicate-transaction"
     DUPLICATE_RESULT = "duplicate-result"
     BAD_PUBLIC_KEY = "bad-public-key"

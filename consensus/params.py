@@ -44,17 +44,24 @@ class GasSchedule(Value, frozen=True):
     """Gas per thing that a transaction makes every node do or keep.
 
     One unit of gas is about the work of hashing, sending and keeping one byte of tensor for `retention` blocks, by far
-    the largest load; the rest is set relative to it. A signature check (~0.13 ms, the time of hashing 100 kB, yet
-    kept only as history) and two account writes cost `transaction`; so 3,355 plain transfers fill half a block's gas,
-    which is what two laptop cores verify in a quarter of a devnet spacing.
+    the largest load of bytes. The rest follows from time: a full block of any kind must be imported within a quarter of
+    devnet's spacing on one laptop core, signatures, trie, index and disk included: a millisecond is some 150,000 gas.
+    `python -m benchmarks.dearest` measures it.
     """
 
-    transaction: int = 5_000
+    transaction: int = 56_000
+    """A signature, an account, a receipt, an entry in the index: 0.4 ms."""
     byte: int = 16
-    output: int = 2_000
-    worker: int = 20_000
+    output: int = 16_000
+    """A new account in the trie, and in the index: 0.1 ms."""
+    worker: int = 40_000
+    """A worker's record and its reviews."""
     place: int = 16_000
-    packet: int = 4_000
+    """A place that enters the array and leaves it."""
+    job: int = 64_000
+    """A group, its escrow, its operands' keeping, and its closing."""
+    packet: int = 22_000
+    """A packet in the queue, its dealing and its end: 0.2 ms with the bytes of the least product."""
     tensor_byte: int = 1
 
 
@@ -114,6 +121,9 @@ class ChainParams(Value, frozen=True):
     """Queued packets looked at per block; with `max_tries` bounds the cost of dealing."""
     max_tries: int = 64
     """Places that are tried for a packet in one block, in the first half only workers that hold none of its group."""
+    max_results: int = 384
+    """Results in a block's body: each is a signature, a product's check and some records, and pays no gas. Dealing
+    keeps what is held within half of what a window's blocks may carry."""
     max_missed: int = 512
     """Windows that end per block, the rest in the blocks after it: twice what a block deals, so none wait for long."""
     max_seated: int = 2_048
@@ -139,6 +149,7 @@ class ChainParams(Value, frozen=True):
         assert self.retention > self.max_reorg + self.window
         assert self.min_reserve > 0
         assert self.max_missed >= self.max_examined
+        assert self.max_results >= self.max_examined
         assert self.max_seated > 1
         # All grains that can ever exist fit into one amount, so no credit can overflow.
         minted = 2 * self.initial_subsidy * self.halving_interval

@@ -213,7 +213,8 @@ class Ledger(Value, frozen=True):
     """What belongs to no account: the supply, the fee market, the next job's number, the clock, the last draws.
 
     `tick` counts blocks that came at least a quarter of the spacing after the last that counted, whose time is
-    `ticked_ms`. `places` is the length of the array of places, `held_bytes` the size of all products that are due.
+    `ticked_ms`. `places` is the length of the array of places, `held` the number of packets held, `held_bytes` the size
+    of their products.
     `tickets` are the `parent_ticket`s of the last `deal_lag` headers, oldest first. `dealt_through` is the key of the
     queue at which the last round of dealing ended; empty at the beginning.
     """
@@ -226,6 +227,7 @@ class Ledger(Value, frozen=True):
     ticked_ms: U63
     tickets: tuple[Hash, ...]
     places: U32 = 0
+    held: U32 = 0
     held_bytes: U63 = 0
     dealt_through: Annotated[bytes, Meta(max_length=32)] = b""
 

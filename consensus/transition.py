@@ -199,6 +199,7 @@ def _finish(execution: Execution, parent_ticket: bytes) -> None:
         ticked_ms=execution.ticked_ms,
         tickets=tickets,
         places=execution.places,
+        held=execution.held,
         held_bytes=execution.held_bytes,
         dealt_through=execution.dealt_through,
     )

@@ -130,6 +130,8 @@ def check_body(params: ChainParams, genesis_hash: bytes, block: Block) -> None:
         answered.append(block.header.core.unit.packet_id)
     if len(set(answered)) != len(answered):
         raise ConsensusError(Reason.DUPLICATE_RESULT, f"{len(answered)} results", "one a packet")
+    if len(body.results) > params.max_results:
+        raise ConsensusError(Reason.TOO_MANY_RESULTS, len(body.results), params.max_results)
     offered = sum(len(encode(tx)) for tx in body.transactions)
     if offered > MAX_BODY_TX_BYTES:
         raise ConsensusError(Reason.BODY_TOO_LARGE, f"transactions of {offered} bytes", MAX_BODY_TX_BYTES)

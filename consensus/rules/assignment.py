@@ -35,15 +35,16 @@ from consensus.transaction import OPEN
 
 def deal(execution: Execution, randomness: bytes) -> None:
     """Give queued packets to free places, in the queue's order."""
-    # All products held must fit into the blocks of one window, with half of their bytes left for new operands: else
-    # workers would be fined for answers that no block had room for.
-    room = execution.params.window * MAX_TENSOR_BYTES // 2
+    # All answers due must fit into the blocks of one window, with half of their room left: else workers would be fined
+    # for answers that no block had room for.
+    params = execution.params
+    room_bytes, room = params.window * MAX_TENSOR_BYTES // 2, params.window * params.max_results // 2
     draw = _Draw(execution, randomness)
     for packet_id, packet, group in _examined(execution):
         place = draw.place_for(packet_id, packet, group)
         if place is None:
             continue
-        if execution.held_bytes + packet.shape.product_bytes > room:
+        if execution.held >= room or execution.held_bytes + packet.shape.product_bytes > room_bytes:
             return  # and not on to smaller ones: a large packet must not be passed over for ever
         _hand(execution, packet_id, packet, place)
         draw.forget(place.worker)

@@ -25,7 +25,8 @@ class Execution:
         ticks: whether the block counts as a tick, as it does from `tick_ms` on.
         tick, ticked_ms: the clock that windows are counted by, after the block.
         state: the overlay that collects the block's writes.
-        ledger: the parent's ledger; `burned`, `sequence`, `dealt_through`, `places` and `held_bytes` continue from it.
+        ledger: the parent's ledger; `burned`, `sequence`, `dealt_through`, `places`, `held` and `held_bytes` go on
+            from it.
         reward: grains that the miner is credited after `maturity` (subsidy, tips, inclusion shares).
         events, receipts: what happened, for indexes and users.
     """
@@ -47,6 +48,7 @@ class Execution:
         self.sequence = self.ledger.sequence
         self.dealt_through = self.ledger.dealt_through
         self.places = self.ledger.places
+        self.held = self.ledger.held
         self.held_bytes = self.ledger.held_bytes
         self.gas_used = 0
         self.events: list[Event] = []

@@ -85,7 +85,7 @@ def _transfer(execution: Execution, body: TxBody, _txid: bytes, transfer: Transf
 def _job_gas(gas: GasSchedule, job: SubmitJob) -> int:
     product_bytes = sum(job.shape(packet).product_bytes for packet in job.packets)
     operand_bytes = sum(spec.size for spec in job.operands())
-    return gas.packet * len(job.packets) + gas.tensor_byte * (operand_bytes + product_bytes)
+    return gas.job + gas.packet * len(job.packets) + gas.tensor_byte * (operand_bytes + product_bytes)
 
 
 KINDS: dict[type[Payload], Kind[Any]] = {

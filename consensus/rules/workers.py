@@ -82,6 +82,7 @@ def hold(execution: Execution, place: Place, packet_id: bytes, packet: Packet) -
         holds=(*worker.holds, Holding(place.number, packet_id, packet.job)),
     )
     WORKERS.put(execution.state, worker, place.worker)
+    execution.held += 1
     execution.held_bytes += packet.shape.product_bytes
 
 
@@ -227,6 +228,7 @@ def _known(execution: Execution, address: bytes) -> Worker:
 def _without(execution: Execution, packet_id: bytes, packet: Packet) -> Worker:
     """The holder of a packet without it."""
     worker = _known(execution, packet.worker)
+    execution.held -= 1
     execution.held_bytes -= packet.shape.product_bytes
     return replace(
         worker,

@@ -1,7 +1,8 @@
-"""The state after the tip, as execution reads it: values from the store, walked tables from memory.
+"""The state after the tip, as execution reads it: values from the store, walked and drawn-from tables from memory.
 
-Every block walks the queue and the schedules. What they hold at a time is little, but everything that has
-ever left them stays in LevelDB as a tombstone until a compaction, and a walk would pass over all of it.
+Every block walks the queue and the schedules. What they hold at a time is little, but everything that has ever left
+them stays in LevelDB as a tombstone until a compaction, and a walk would pass over all of it. And every block draws
+from the array of places, by the thousand where packets find nobody.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Iterator, Mapping
 
 from sortedcontainers import SortedDict
 
-from consensus.state import CLOSINGS, DEADLINES, QUEUE, REVIEWS, Changes
+from consensus.state import CLOSINGS, DEADLINES, PLACES, QUEUE, REVIEWS, Changes
 from node.chain.store import Store, StoreState
 
-_WALKED = tuple(table.prefix for table in (CLOSINGS, DEADLINES, QUEUE, REVIEWS))
+_WALKED = tuple(table.prefix for table in (CLOSINGS, DEADLINES, PLACES, QUEUE, REVIEWS))
 
 _AFTER = b"\xff" * 64
 """Longer than the rest of any walked key, so that a prefix with it stands behind all of the prefix's keys."""
@@ -35,7 +36,7 @@ class TipState:
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None."""
-        return self._stored.get(key)
+        return self._walked.get(key) if key.startswith(_WALKED) else self._stored.get(key)
 
     def scan(self, prefix: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """See `StateReader`. Walk the pairs before the next commit."""

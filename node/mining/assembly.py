@@ -20,12 +20,13 @@ from consensus.proofs.products import Products, check_operands
 from consensus.rules import payloads
 from consensus.rules.execution import Execution
 from consensus.state import StateReader
+from consensus.transaction import Result
 from node.chain.headers import HeaderEntry
 from node.pool.mempool import Mempool, TipView
 from node.pool.results import ResultPool
 
-MAX_TRIED = 16_384
-"""Transactions looked at for one block: more than the 13,421 smallest that its gas could hold."""
+MAX_TRIED = 4_096
+"""Transactions looked at for one block: several times the 1,196 smallest that its gas could hold."""
 
 _FRAME_BYTES = 16
 """MessagePack headers of the body and its two arrays."""
@@ -96,8 +97,10 @@ def assemble(chain: MinedChain, pool: Mempool, results: ResultPool, time_ms: int
     execution = Execution(chain.params, pinned, tip.height + 1, time_ms, miner=bytes(20))
     room = _Room(MAX_BODY_BYTES - _FRAME_BYTES, MAX_TENSOR_BYTES - reserve_bytes)
     offered = _Room(MAX_BODY_TX_BYTES, MAX_OPERAND_BYTES)
-    chosen_results = []
+    chosen_results: list[Result] = []
     for result in results.pending():
+        if len(chosen_results) == chain.params.max_results:
+            break
         packet = state.PACKETS.get(execution.state, result.body.packet_id)
         if packet is None:
             continue

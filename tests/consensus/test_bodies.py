@@ -14,6 +14,7 @@ from consensus.codec import encode
 from consensus.errors import ConsensusError, Reason
 from consensus.params import MAX_TENSOR_BYTES
 from consensus.rules.execution import Execution
+from consensus.state import ledger
 from consensus.transaction import Operand, Output, Pair, SubmitJob, Transfer
 from tests.builders import (
     ALICE,
@@ -23,10 +24,12 @@ from tests.builders import (
     ERIN,
     FRANK,
     GENESIS_TIME_MS,
+    WORKERS,
     Candidate,
     ChainBuilder,
     Key,
     operand,
+    regtest,
     worker_chain,
 )
 
@@ -140,3 +143,24 @@ def test_what_a_block_obliges() -> None:
         block.header.result.body.product if block.header.result else b"",
     }
     assert set(validation.obliged_tensors(block)) == expected
+
+
+def test_a_body_holds_so_many_results_and_no_more() -> None:
+    chain = worker_chain(WORKERS[:4], max_results=3, max_examined=3)
+    jobs_ = [chain.job(ALICE, operand(64, 64, n), operand(64, 64, 99), price=1) for n in range(4)]
+    chain.mine([job.transaction for job in jobs_], count=2)
+    answers = chain.answers(*jobs_)
+    assert len(answers) == 4
+    chain.reject(Reason.TOO_MANY_RESULTS, results=answers)
+    chain.mine(results=answers[:3])
+
+
+def test_packets_held_leave_room_for_as_many_answers_again() -> None:
+    """Two blocks of three Results each carry the answers of a window of two: three packets are held, no more."""
+    chain = ChainBuilder(regtest(window=2, max_results=3, max_examined=3, retention=200), worked=False)
+    chain.mine([chain.register(DAVE, packets=10)], count=9)
+    job = chain.job(ALICE, operand(64 * 9, 64), operand(64, 64, 1), rows=64, price=1)
+    chain.mine([job.transaction])
+    assert len(chain.held(job)) == ledger(chain.state).held == 3
+    chain.mine(results=chain.answers(job)[:1])
+    assert len(chain.held(job)) == 3

@@ -7,14 +7,29 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from consensus import validation
+from consensus import state, validation
 from consensus.codec import MAX_AMOUNT, encode
 from consensus.crypto import H
 from consensus.errors import ConsensusError, Reason
 from consensus.params import TILE
 from consensus.rules import payloads
 from consensus.transaction import CancelJob, Output, RetireWorker, Transaction, Transfer
-from tests.builders import ALICE, BOB, CAROL, DAVE, FUNDS, MINER, ChainBuilder, Key, operand, regtest
+from tests.builders import (
+    ALICE,
+    BOB,
+    CAROL,
+    DAVE,
+    ERIN,
+    FRANK,
+    FUNDS,
+    GRACE,
+    MINER,
+    ChainBuilder,
+    Key,
+    operand,
+    regtest,
+    worker_chain,
+)
 
 
 @pytest.fixture
@@ -31,7 +46,7 @@ def refusal(chain: ChainBuilder, tx: Transaction) -> Reason:
 def test_a_transfer_moves_grains_and_pays_for_its_gas(chain: ChainBuilder) -> None:
     payload = Transfer((Output(BOB.address, 5 * TILE), Output(CAROL.address, 7)), b"two outputs")
     node = chain.mine([chain.tx(ALICE, payload, tip=3)])
-    gas = 5_000 + 16 * len(encode(payload)) + 2 * 2_000
+    gas = 56_000 + 16 * len(encode(payload)) + 2 * 16_000
     (receipt,) = node.transition.receipts
     assert receipt.ok
     assert (receipt.gas_used, receipt.fee) == (gas, gas * (1 + 3))
@@ -134,8 +149,8 @@ def test_a_base_fee_above_the_senders_is_refused(chain: ChainBuilder) -> None:
 
 
 def test_the_whole_gas_limit_must_be_affordable(chain: ChainBuilder) -> None:
-    tip = FUNDS // 10_000
-    chain.reject(Reason.INSUFFICIENT_BALANCE, [chain.transfer(ALICE, BOB, 1, tip=tip, gas_limit=10_001)])
+    tip = FUNDS // 100_000
+    chain.reject(Reason.INSUFFICIENT_BALANCE, [chain.transfer(ALICE, BOB, 1, tip=tip, gas_limit=100_001)])
     chain.reject(Reason.INSUFFICIENT_BALANCE, [chain.transfer(Key("pauper"), BOB, 0)])
 
 
@@ -171,18 +186,62 @@ def test_a_transaction_of_more_than_128_kib_is_refused(chain: ChainBuilder) -> N
 
 
 def test_gas_by_the_schedule(chain: ChainBuilder) -> None:
-    """Restated by hand: 5000 a transaction, 16 a byte of payload, 20000 a worker's message, and for a job 4000 a
-    packet and 1 a byte of operands and products (4mn each)."""
+    """Restated by hand: 56000 a transaction, 16 a byte of payload, 40000 a worker's message and 16000 a place, 64000 a
+    job, 22000 a packet, and 1 a byte of operands and products (4mn each)."""
 
     def gas(payload: Any) -> int:
         return payloads.intrinsic_gas(chain.params, chain.tx(ALICE, payload).body)
 
-    assert gas(RetireWorker()) == 5_000 + 16 * 2 + 20_000
-    assert gas(CancelJob(bytes(32))) == 5_000 + 16 * (2 + 34) + 20_000
+    assert gas(RetireWorker()) == 56_000 + 16 * 2 + 40_000
+    assert gas(CancelJob(bytes(32))) == 56_000 + 16 * (2 + 34) + 40_000
+    joining = chain.register(DAVE, packets=3).body.payload
+    assert gas(joining) == 56_000 + 16 * len(encode(joining)) + 40_000 + 3 * 16_000
     job = chain.job(ALICE, operand(128, 192), operand(192, 64), rows=64)
-    assert (
-        gas(job.payload) == 5_000 + 16 * len(encode(job.payload)) + 2 * 4_000 + 128 * 192 + 192 * 64 + 2 * 4 * 64 * 64
+    tensor_bytes = 128 * 192 + 192 * 64 + 2 * 4 * 64 * 64
+    assert gas(job.payload) == 56_000 + 16 * len(encode(job.payload)) + 64_000 + 2 * 22_000 + tensor_bytes
+
+
+def test_gas_pays_for_the_records_that_a_full_block_writes() -> None:
+    """Counted, not timed: each record that a transaction writes, now or later, costs 7,000 gas or more.
+
+    A block's limit is then below ten thousand records, of some 0.05 ms each.
+    """
+    chain = worker_chain([DAVE, ERIN])
+    fresh = Transfer(tuple(Output(bytes([1, number]) + bytes(18), 1) for number in range(200)))
+    job = chain.job(BOB, operand(64 * 32, 64), operand(64, 64 * 32), rows=64, cols=64, price=1)
+    chain.mine([job.transaction])
+    big = chain.job(CAROL, operand(64 * 32, 64, 2), operand(64, 64 * 32, 3), rows=64, cols=64, price=1)
+    delay = chain.params.registration_delay
+    offers = (
+        (chain.transfer(ALICE, Key("new"), 1), 0, 1),
+        (chain.tx(ALICE, fresh), 0, 1),
+        (chain.transfer(ALICE, BOB, FUNDS), 0, 1),
+        (chain.register(FRANK, min_price=1 << 50), delay, 1),
+        (chain.register(GRACE, packets=64, min_price=1 << 50), delay, 1),
+        (chain.retire(DAVE), delay, 1),
+        (chain.cancel(BOB, job), -1, 1),  # what it ends was paid for when the job was opened: see below
+        (big.transaction, 0, 2),  # its end writes as much as its beginning
     )
+    for tx, blocks, times in offers:
+        fork = chain.fork()
+        fork._nonces.clear()
+        quiet = records_of(fork.fork(), [], blocks)
+        again = fork.tx(by_key(tx), tx.body.payload)
+        written = records_of(fork, [again], blocks) - quiet
+        assert again.body.gas_limit >= 7_000 * written * times
+
+
+def by_key(tx: Transaction) -> Key:
+    return next(key for key in (ALICE, BOB, CAROL, DAVE, FRANK, GRACE) if key.public == tx.body.sender)
+
+
+def records_of(chain: ChainBuilder, transactions: list[Transaction], blocks: int) -> int:
+    """Records written by a block with the transactions, before its sweep if `blocks` is −1, and by so many after it."""
+    nodes = [chain.mine(transactions)]
+    nodes += [chain.mine() for _ in range(max(0, blocks))]
+    swept = (b"p", b"q") if blocks < 0 else ()
+    keys = [key for node in nodes for key in node.transition.writes if not key.startswith((state.NODE_PREFIX, *swept))]
+    return len(keys)
 
 
 def test_gas_does_not_depend_on_how_the_gas_limit_is_written(chain: ChainBuilder) -> None:

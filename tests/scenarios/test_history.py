@@ -327,7 +327,7 @@ def test_value_overflow_creates_nothing() -> None:
 def test_duplicate_inputs_on_the_block_path_spend_once() -> None:
     """CVE-2018-17144: the mempool refused a double spend that the block path took for checked already."""
     chain = ChainBuilder()
-    everything = FUNDS - 10_000
+    everything = FUNDS - 100_000
     first = chain.transfer(ALICE, BOB, everything, nonce=0)
     second = chain.transfer(ALICE, CAROL, everything, nonce=0)
     chain.reject(Reason.DUPLICATE_TRANSACTION, [first, first])

@@ -103,7 +103,7 @@ async def test_what_turned_invalid_is_left_out() -> None:
 
 @asynchronous
 async def test_gas_fills_a_block() -> None:
-    rig = Rig(regtest(gas=GasSchedule(tensor_byte=0), gas_limit=25_000))
+    rig = Rig(regtest(gas=GasSchedule(tensor_byte=0), gas_limit=220_000))
     for key in (ALICE, BOB, CAROL, DAVE, ERIN):
         await rig.intake.transaction(rig.builder.transfer(key, FRANK, 1))
     assert len(rig.producer.candidate(rig.producer.idle_unit, MINER.address).body.transactions) == 3

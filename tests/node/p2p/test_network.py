@@ -48,7 +48,7 @@ async def test_transactions_reach_everybody_once() -> None:
             return await a.network._serve_items(peer, request)  # type: ignore[arg-type]
 
         a.serve(GetItems, count)
-        transactions = [a.builder.transfer(ALICE, BOB, n + 1) for n in range(20)]
+        transactions = [a.builder.transfer(ALICE, BOB, n + 1, max_base_fee=10) for n in range(20)]
         for tx in transactions:
             await a.intake.transaction(tx)
         await until(lambda: len(b.pool) == len(c.pool) == 20)
