@@ -371,7 +371,8 @@ def _described(offer: Offer) -> str:
     return (
         f"{grid.shape}: {offer.packets} packets of at most "
         f"{grid.unit_bytes / (1 << 20):.1f} MiB in {len(offer.parts)} job(s) at "
-        f"{format_tile(offer.price)} TILE per 2⁴⁰ of weight: {format_tile(offer.escrow)} TILE in escrow, and fees"
+        f"{format_tile(offer.price)} TILE per 2⁴⁰ of weight: {format_tile(offer.escrow)} TILE in escrow, and fees; "
+        f"{offer.able} of {offer.places} places work for that"
     )
 
 

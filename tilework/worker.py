@@ -117,7 +117,8 @@ def register(
     """Register the worker, or change and refresh its registration. The bond that it already has counts.
 
     A key file that is missing is made, with a key of its own. A multiple is worked out once, now; a mining node with
-    the same --price declares it anew as the difficulty moves.
+    the same --price declares it anew as the difficulty moves. On mainnet such a node asks 1.0x, whatever was
+    registered, unless it is given a --price of its own.
     """
     asking = None if price is None else AskingPrice.parse(price)
     key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

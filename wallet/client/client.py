@@ -13,6 +13,7 @@ x and w are integer matrices with entries in [−63, 63]. Where there is no even
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -95,7 +96,8 @@ class Client:
         workers, info = await asyncio.gather(self.gateway.workers(), self.gateway.info())
         deal = find_deal(params, workers, Shape(left.shape[0], left.shape[1], right.shape[1]), terms)
         slices = await asyncio.to_thread(cut, left, right, deal.grid)
-        return make_offer(params, slices, deal.price, life, info.tick)
+        offer = make_offer(params, slices, deal.price, life, info.tick)
+        return dataclasses.replace(offer, able=deal.able, places=deal.places)
 
     async def order(self, offer: Offer, *, attempts: int = 1) -> Job:
         """Upload the operands and submit the jobs of an offer. attempts: how often unanswered packets are offered."""

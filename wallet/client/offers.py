@@ -42,13 +42,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Offer:
-    """A product cut into packets, and the jobs that would buy them. Amounts in grains."""
+    """A product cut into packets, and the jobs that would buy them. Amounts in grains. `able` and `places` as of the
+    `Deal` behind it; 0 where packets are only offered again."""
 
     slices: Slices
     parts: tuple[Part, ...]
     price: int
     life: int
     escrow: int
+    able: int = 0
+    places: int = 0
 
     @property
     def packets(self) -> int:
@@ -58,10 +61,15 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Deal:
-    """Terms that somebody will take: price, and the grid of packets that fits the memory."""
+    """Terms that somebody will take: price, and the grid of packets that fits the memory.
+
+    able: places, of all `places` that are active, which take such packets at that price now.
+    """
 
     price: int
     grid: Grid
+    able: int
+    places: int
 
 
 def find_deal(params: ChainParams, workers: Sequence[WorkerView], shape: Shape, terms: Terms) -> Deal:
@@ -91,11 +99,12 @@ def find_deal(params: ChainParams, workers: Sequence[WorkerView], shape: Shape, 
     price = terms.price
     if price is None:
         # The upper half of the places costs more; half of them is enough to be served.
-        price = max(params.min_price, _median([(worker.min_price, worker.places) for worker in roomy]))
+        price = max(params.min_price, _median([(_asked(worker), worker.places) for worker in roomy]))
     if price < least:
         message = f"no active worker with that much memory works for {price} grains per 2⁴⁰ of weight"
         raise WalletError("no-able-worker", message, f"offer {least} or more")
-    return Deal(price, grid)
+    able = sum(worker.places for worker in roomy if worker.min_price <= price)
+    return Deal(price, grid, able, places)
 
 
 def life_of(params: ChainParams, terms: Terms) -> int:
@@ -152,6 +161,11 @@ def _operands(slices: Slices, indices: dict[int, int], *, right: bool) -> Iterat
     for index in indices:
         spec = (slices.rights if right else slices.lefts)[index].spec
         yield Operand(spec.root, spec.rows, spec.cols)
+
+
+def _asked(worker: WorkerView) -> int:
+    """What a worker's price is, or soon will be if that is more: the packets are to be dealt then, too."""
+    return max(worker.min_price, 0 if worker.announced is None else worker.announced.min_price)
 
 
 def _median(weighted: list[tuple[int, int]]) -> int:

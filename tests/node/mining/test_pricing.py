@@ -67,7 +67,9 @@ async def test_nobody_is_registered_by_the_way() -> None:
     pricing = pricing_of(rig, "7")
     assert await pricing.look() is None
     await rig.with_workers(DAVE)
+    await rig.mine()
     await rig.intake.transaction(rig.builder.retire(DAVE))
     await rig.mine()
+    assert rig.builder.worker(DAVE).declared.places, "they go after the delay"
     assert await pricing.look() is None
     assert not len(rig.pool)

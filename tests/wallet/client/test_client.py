@@ -18,7 +18,7 @@ import pytest
 from msgspec.structs import replace
 
 from api.rules import ParamsView
-from api.work import WorkerView
+from api.work import DeclarationView, WorkerView
 from consensus import params
 from consensus.shape import MAX_UNIT_BYTES, Shape
 from consensus.transition import genesis_transition
@@ -517,6 +517,15 @@ def test_the_price_is_what_half_of_the_places_work_for() -> None:
     assert deal([worker(9, 3), worker(1, 9)]).price == 3
     assert deal([worker(1, 0)]).price == RULES.min_price
     assert deal([worker(1, 3), worker(9, 5)], price=4).price == 4
+
+
+def test_a_price_counts_the_able_places_and_what_is_about_to_be_asked() -> None:
+    found = deal([worker(2, 3), worker(3, 9), worker(4, 5), worker(8, 1, memory=1 << 20)], memory_bound=16 << 20)
+    assert (found.price, found.able, found.places) == (5, 6, 17)
+    dearer = replace(worker(1, 3), announced=DeclarationView(20, 8, MAX_UNIT_BYTES, 1))
+    cheaper = replace(worker(1, 3), announced=DeclarationView(20, 1, MAX_UNIT_BYTES, 1))
+    assert (deal([dearer]).price, deal([cheaper]).price) == (8, 3)
+    assert deal([dearer], price=4).able == 1, "it works for that until then"
 
 
 def test_packets_fit_the_memory_of_half_of_the_places_and_number_what_is_worthwhile() -> None:
