@@ -8,7 +8,7 @@ import signal
 import sys
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 from msgspec import Struct
@@ -35,9 +35,7 @@ class SettingOption(click.Option):
         is_flag = setting.bare is bool
         if is_flag:
             names[0] += "/--no-" + setting.flag.removeprefix("--")
-        literal = (
-            get_args(setting.bare) if get_origin(setting.bare) not in (tuple, None) and not setting.is_path else ()
-        )
+        literal = get_args(setting.bare) if get_origin(setting.bare) is Literal else ()
         super().__init__(
             names,
             help=f"{setting.description}  [{setting.variable}{shown}]",

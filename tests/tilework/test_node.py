@@ -255,6 +255,11 @@ def test_a_worker_registers_and_retires(tmp_path: Path) -> None:
         assert stop(process, signal.SIGINT)[0] == 0
 
 
+def test_a_price_that_is_none_is_refused_as_a_setting() -> None:
+    assert "--price = '1y'" in fails(2, "config", "node", "run", "--price", "1y")
+    assert "--price TEXT" in run("node", "run", "--help").output
+
+
 @pytest.mark.long
 def test_a_mining_node_declares_the_price_that_it_was_given(tmp_path: Path) -> None:
     key, path, file = WorkerKey.generate(), tmp_path / "worker.key", tmp_path / "genesis.json"
