@@ -138,7 +138,9 @@ class Table(Generic[N]):
         """Raises `RpcError` of kind METHOD_NOT_FOUND."""
         method = self._methods.get(name)
         if method is None:
-            near = difflib.get_close_matches(name[:64], self._methods, n=1)
+            # Only within a namespace: a guess among all names takes a millisecond, and strangers may ask for many.
+            kin = [known for known in self._methods if known.partition("_")[0] == name.partition("_")[0]]
+            near = difflib.get_close_matches(name[:64], kin, n=1)
             hint = f"Did you mean `{near[0]}`? " if near else ""
             raise RpcError(METHOD_NOT_FOUND, fix=f"{hint}`rpc.discover` lists every method.")
         return method

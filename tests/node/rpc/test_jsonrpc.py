@@ -466,3 +466,30 @@ def test_names_of_no_method_never_become_labels_whatever_ends_their_calls() -> N
     assert observed[-1][2] == "TIMEOUT"
     respond('{"jsonrpc":"2.0","method":"made_up","id":1}', observed=observed)
     assert {row[0] for row in observed} == {"large", "sleep", NO_METHOD}
+
+
+def test_a_batch_lets_others_in_between_its_calls() -> None:
+    """A hundred names of no method await nothing: without a pause they would hold up everybody else at once."""
+
+    async def story() -> None:
+        dispatcher = Dispatcher(NAMES, call_seconds=10, observe=lambda *_: None)
+        turns = 0
+
+        async def refuse(name: str, raw: Raw) -> bytes:
+            raise RpcError(METHOD_NOT_FOUND)
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        batch = [{"jsonrpc": "2.0", "id": number, "method": f"no{number}"} for number in range(100)]
+        answer = await dispatcher.respond(json.dumps(batch), refuse, lambda _size: None)
+        task.cancel()
+        assert answer is not None
+        assert len(json.loads(answer)) == 100
+        assert turns >= 100
+
+    asyncio.run(story())
