@@ -258,7 +258,7 @@ def _misses(chain: ChainBuilder) -> Node:
 def _small_results(chain: ChainBuilder) -> Node:
     """As many Results as a block takes, of workers who hold many packets each."""
     keys, most = _workers(chain, 60), chain.params.max_results
-    chain.mine([_grid(chain, 32).transaction, _grid(chain, 32).transaction])
+    chain.mine([_grid(chain, 32).transaction])
     while sum(len(chain.worker(key).holds) for key in keys) < most:
         chain.mine()
     return chain.mine(results=_results(chain, keys, most))
