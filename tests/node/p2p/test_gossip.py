@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from consensus.codec import encode
+from node.compute import Asker
 from node.p2p.messages import Announce, GetItems, Items, Kind, Message
-from tests.builders import ALICE, BOB, Key, operand
+from tests.builders import ALICE, BOB, DAVE, Key, operand
 from tests.node.p2p.net import Net, until
 from tests.node.p2p.test_sync import never, tell
 from tests.node.virtual_time import virtual
@@ -134,3 +136,34 @@ async def test_a_job_behind_a_gap_is_fetched_once_the_gap_is_closed() -> None:
         assert not any(a.chain.tensors.has(spec.commitment) for spec in job.payload.operands())
         await c.intake.transaction(c.builder.transfer(ALICE, BOB, 1, nonce=0))
         await until(lambda: a.pool.get(job.id) is not None, 3)
+
+
+@virtual
+async def test_items_of_a_peer_are_decoded_and_checked_on_its_share() -> None:
+    """Signatures and products are the dear part: of a transaction, and of a Result of nobody."""
+    net = Net()
+    a, b = net.add("a"), net.add("b", "a")
+    ran: list[tuple[str, bytes]] = []
+    run = a.shares.run
+
+    async def noted(asker: Asker, function: Any, *args: Any, **kwargs: Any) -> Any:
+        ran.append((function.__name__, asker.key))
+        return await run(asker, function, *args, **kwargs)
+
+    a.shares.run = noted  # type: ignore[method-assign]
+    async with net:
+        await until(lambda: len(a.network.peers()) == 1)
+        tx = b.builder.transfer(ALICE, BOB, 1)
+        await b.intake.transaction(tx)
+        await until(lambda: a.pool.get(tx.body.txid(a.chain.genesis_hash)) is not None, 10)
+        result = DAVE.claim(a.chain.genesis_hash, bytes(32), bytes(32))
+        name = result.id(a.chain.genesis_hash)
+
+        async def items(peer: object, request: GetItems) -> Message:
+            return Items((encode(result),))
+
+        b.serve(GetItems, items)
+        tell(b, Announce(Kind.RESULT, (name,)))
+        await until(lambda: any(function == "_check_result" for function, _ in ran), 10)
+    functions = {function for function, key in ran if key == b.identity.key}
+    assert {"decode_transaction", "_check_transaction", "_check_result"} <= functions
