@@ -101,10 +101,9 @@ async def many(one: Callable[[], Awaitable[None]], count: int = IDENTITIES) -> N
 
 async def silent(facts: dict[str, Any]) -> None:
     """1,100 connections that say nothing."""
-    ports = itertools.cycle([facts["p2p"]])
 
     async def one() -> None:
-        _, writer = await asyncio.open_connection(HOST, next(ports))
+        _, writer = await asyncio.open_connection(HOST, facts["p2p"])
         await asyncio.sleep(4.5)
         writer.transport.abort()
 

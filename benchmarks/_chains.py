@@ -63,6 +63,14 @@ def open_chain(builder: ChainBuilder, directory: Path) -> tuple[Chain, LevelStor
     return Chain(builder.params, store, tensors, lambda: time.time_ns() // 10**6), store
 
 
+def store_chain(builder: ChainBuilder, directory: Path) -> None:
+    """The builder's whole chain in `directory`, laid out as a node's."""
+    chain, store = open_chain(builder, directory)
+    for node in lineage(builder.tip):
+        chain.add_block(node.block)
+    store.close()
+
+
 @contextmanager
 def node_process(directory: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A node on free ports over `directory`, ready; yields its RPC URL and the process."""

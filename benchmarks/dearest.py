@@ -15,7 +15,7 @@ from itertools import count, islice
 from pathlib import Path
 
 from benchmarks._bench import Row, main
-from benchmarks._chains import lineage, open_chain
+from benchmarks._chains import lineage, store_chain
 from consensus.codec import MAX_AMOUNT, encode
 from consensus.params import MAX_BODY_TX_BYTES, MAX_OUTPUTS, MAX_PLACES, TILE
 from consensus.rules import payloads
@@ -46,10 +46,7 @@ def run() -> list[Row]:
     large, rows = _large_state(), []
     with tempfile.TemporaryDirectory() as directory:
         base = Path(directory) / "base"
-        chain, store = open_chain(large, base)
-        for node in lineage(large.tip):
-            chain.add_block(node.block)
-        store.close()
+        store_chain(large, base)
         for kind in KINDS:
             branch = large.fork()
             node = kind.build(branch)

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks._bench import Row, main
-from benchmarks._chains import call, free_port, lineage, lived_chain, node_process, open_chain, resident_mb
+from benchmarks._chains import call, free_port, lived_chain, node_process, resident_mb, store_chain
 
 READS_SECONDS = 6.0
 CLIENTS = 8
@@ -32,10 +32,7 @@ def _sync(blocks: int) -> list[Row]:
     builder = lived_chain(blocks)
     with tempfile.TemporaryDirectory() as root:
         old, new = Path(root) / "old", Path(root) / "new"
-        chain, store = open_chain(builder, old)
-        for node in lineage(builder.tip):
-            chain.add_block(node.block)
-        store.close()
+        store_chain(builder, old)
         new.mkdir()
         (new / "genesis.json").write_bytes((old / "genesis.json").read_bytes())
         port = free_port()
@@ -66,10 +63,7 @@ def _reads() -> list[Row]:
     builder = lived_chain(30)
     with tempfile.TemporaryDirectory() as root:
         directory = Path(root) / "node"
-        chain, store = open_chain(builder, directory)
-        for node in lineage(builder.tip):
-            chain.add_block(node.block)
-        store.close()
+        store_chain(builder, directory)
         cores = str(os.cpu_count() or 1)
         flags = ("--network", "regtest", "--p2p-port", "0", "--mine", "--mine-threads", cores, "--idle-duty", "1.0")
         with node_process(directory, *flags) as (url, _):

@@ -73,7 +73,7 @@ logger = logging.getLogger("tilework.node")
 READ_THREADS = 4
 """For RPC's reads and hashing, so that they never queue behind the import of a block."""
 PEERS_SHARE = 0.1
-"""Of the machine, for work that peers ask for; with their frames, what is left mines at four fifths of its rate."""
+"""Of the machine, for work that peers ask for; their frames, on the event loop, come on top of it."""
 CATCH_UP_SECONDS = 15.0
 """A miner waits for the chain of its peers, but not longer than this without any progress: they may be down."""
 CATCH_UP_LOOK_SECONDS = 0.2
@@ -116,7 +116,7 @@ class Node:
         self.producer = Producer(self.chain, pool, self.intake.results, clock, rng)
         self.miner = None if worker is None else self._make_miner(worker, rng)
         asking = config.asking_price
-        self._pricing = None if worker is None or asking is None else Pricing(self.intake, worker, asking)
+        self._pricing = None if worker is None or asking is None else Pricing(self.intake, worker, asking, self._reads)
         transport = TlsTransport(identity, DEFAULT)
         self.network = Network(
             network,

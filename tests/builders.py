@@ -251,6 +251,10 @@ class ChainBuilder:
         packet = state.PACKETS.get(self.state, packet_id)
         return KEYS[packet.worker] if packet is not None and packet.status == PacketStatus.HELD else None
 
+    def places(self) -> list[tuple[bytes, int]]:
+        """The array of places: (worker, number) by position."""
+        return [(place.worker, place.number) for _, place in state.PLACES.scan(self.state)]
+
     def held(self, *jobs_: Job) -> list[bytes]:
         """The packets of `jobs_` that somebody holds, in the jobs' order."""
         return [packet_id for job in jobs_ for packet_id in job.packets if self.holder(packet_id)]
@@ -546,7 +550,7 @@ def strips_of(left: Tensor, right: Tensor, i: int, j: int) -> Strips:
 def worker_chain(
     workers: Sequence[Key] = (DAVE, ERIN, FRANK), worked: bool = False, idle: Shape = ONE_TILE, **changes: Any
 ) -> ChainBuilder:
-    """A chain on which `workers` hold a slot each, their registrations in force; `changes` as for `regtest`."""
+    """A chain on which `workers` hold a place each, their registrations in force; `changes` as for `regtest`."""
     chain = ChainBuilder(regtest(**changes), worked, idle)
     chain.mine([chain.register(worker) for worker in workers])
     chain.mine(count=chain.params.registration_delay - 1)

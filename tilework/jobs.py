@@ -77,7 +77,7 @@ def job() -> None:
 @click.argument("w", type=click.Path(path_type=Path))
 @output_option
 @click.option("--price", type=click.IntRange(1), help="Grains per 2⁴⁰ of weight [default: what workers ask].")
-@click.option("--packets", type=click.IntRange(1), help="About how many packets [default: one for each free slot].")
+@click.option("--packets", type=click.IntRange(1), help="About how many packets [default: one for each place].")
 @click.option("--memory", "memory_mib", type=click.FloatRange(0, 32, min_open=True), help="MiB of the largest packet.")
 @click.option(
     "--life",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -12,7 +12,7 @@ from consensus.errors import ConsensusError, Reason
 from consensus.events import Event, Receipt
 from consensus.params import MAX_TENSOR_BYTES, ChainParams
 from consensus.rules.issuance import subsidy
-from consensus.state import ACCOUNTS, Account, Ledger, Overlay, StateReader
+from consensus.state import ACCOUNTS, Account, Ledger, Mark, Overlay, StateReader, Table
 
 
 class Execution:
@@ -86,6 +86,16 @@ class Execution:
         if total > MAX_TENSOR_BYTES:
             raise ConsensusError(Reason.TOO_MANY_TENSOR_BYTES, total, MAX_TENSOR_BYTES)
         self._obliged.update(sizes)
+
+    def work_off(self, schedule: Table[Mark], limit: int, step: Callable[[bytes, int], int]) -> None:
+        """Do what is due in a schedule (keys: tick ‖ name), oldest first, in `limit` steps; the rest in later blocks.
+
+        `step` gets a name and how many steps are left, and returns how many it took.
+        """
+        for key, _ in schedule.scan(self.state):
+            if limit <= 0 or int.from_bytes(key[:8], "big") > self.tick:
+                return
+            limit -= step(key[8:], limit)
 
     def _put(self, address: bytes, before: Account, balance: int) -> None:
         ACCOUNTS.put(self.state, msgspec.structs.replace(before, balance=balance), address)

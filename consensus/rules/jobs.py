@@ -7,7 +7,7 @@ PacketStatus.QUEUED ──dealt──▶ PacketStatus.HELD ──answered──�
 
 from __future__ import annotations
 
-from itertools import islice
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -177,27 +177,7 @@ def end_windows(execution: Execution) -> None:
     A completed group needs no more answers: its holders are let go, and nobody is fined. At most `max_missed` windows
     end in a block; a packet whose window's end waits for its turn can still be answered.
     """
-    for key, _ in list(islice(DEADLINES.scan(execution.state), execution.params.max_missed)):
-        until, packet_id = int.from_bytes(key[:8], "big"), key[8:]
-        if until > execution.tick:
-            return
-        packet = PACKETS.get(execution.state, packet_id)
-        assert packet is not None, "a deadline without its packet"
-        group = GROUPS.get(execution.state, packet.job)
-        assert group is not None, "a packet without its group"
-        DEADLINES.delete(execution.state, until, packet_id)
-        if group.completed_at:
-            workers.let_go(execution, packet_id, packet)
-            execution.events.append(events.Dropped(packet.job, packet_id, packet.worker))
-        else:
-            fine = workers.missed(execution, packet_id, packet)
-            execution.events.append(events.Missed(packet.job, packet_id, packet.worker, fine))
-        group = replace(group, held=group.held - 1)
-        if group.ended or group.expiry <= execution.tick:
-            _settle(execution, group, packet_id, packet, PacketStatus.WITHDRAWN)
-        else:
-            enqueue(execution, group, packet)
-        GROUPS.put(execution.state, _let_go(execution, packet.job, group), packet.job)
+    execution.work_off(DEADLINES, execution.params.max_missed, partial(_end_window, execution))
 
 
 def close_due(execution: Execution) -> None:
@@ -206,12 +186,7 @@ def close_due(execution: Execution) -> None:
     At most `max_closed` packets are forgotten in a block, whatever falls due at one tick; the rest follows in the
     next blocks. What an opening may cost later was paid when it was opened.
     """
-    left = execution.params.max_closed
-    for key, _ in CLOSINGS.scan(execution.state):
-        due_at, job = int.from_bytes(key[:8], "big"), key[8:]
-        if due_at > execution.tick or left <= 0:
-            return
-        left -= _sweep(execution, job, left)
+    execution.work_off(CLOSINGS, execution.params.max_closed, partial(_sweep, execution))
 
 
 def deadline(params: ChainParams, packet: Packet) -> int:
@@ -225,6 +200,28 @@ def may_be_dealt(execution: Execution, group: Group) -> bool:
     params = execution.params
     lasts = execution.height + params.retention // 2 < group.kept_until
     return not group.ended and execution.tick + params.window < group.expiry and lasts
+
+
+def _end_window(execution: Execution, packet_id: bytes, _left: int) -> int:
+    """End the window of one packet that is still held: one step."""
+    packet = PACKETS.get(execution.state, packet_id)
+    assert packet is not None, "a deadline without its packet"
+    group = GROUPS.get(execution.state, packet.job)
+    assert group is not None, "a packet without its group"
+    DEADLINES.delete(execution.state, deadline(execution.params, packet), packet_id)
+    if group.completed_at:
+        workers.let_go(execution, packet_id, packet)
+        execution.events.append(events.Dropped(packet.job, packet_id, packet.worker))
+    else:
+        fine = workers.missed(execution, packet_id, packet)
+        execution.events.append(events.Missed(packet.job, packet_id, packet.worker, fine))
+    group = replace(group, held=group.held - 1)
+    if group.ended or group.expiry <= execution.tick:
+        _settle(execution, group, packet_id, packet, PacketStatus.WITHDRAWN)
+    else:
+        enqueue(execution, group, packet)
+    GROUPS.put(execution.state, _let_go(execution, packet.job, group), packet.job)
+    return 1
 
 
 def _settle(execution: Execution, group: Group, packet_id: bytes, packet: Packet, status: PacketStatus) -> None:

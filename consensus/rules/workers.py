@@ -7,6 +7,8 @@ reviews that are due are bounded in each block, whatever falls due together.
 
 from __future__ import annotations
 
+from functools import partial
+
 from msgspec.structs import replace
 
 from consensus.errors import ConsensusError, Reason
@@ -125,12 +127,7 @@ def review_due(execution: Execution) -> None:
     At most `max_seated` steps are made in a block: one for each review that is begun, and one for each place added or
     taken away. The rest follows in the next blocks.
     """
-    left = execution.params.max_seated
-    for key, _ in REVIEWS.scan(execution.state):
-        due_at, address = int.from_bytes(key[:8], "big"), key[8:]
-        if due_at > execution.tick or left <= 0:
-            return
-        left -= _review(execution, address, left)
+    execution.work_off(REVIEWS, execution.params.max_seated, partial(_review, execution))
 
 
 def _review(execution: Execution, address: bytes, limit: int) -> int:
@@ -153,13 +150,15 @@ def _review(execution: Execution, address: bytes, limit: int) -> int:
         WORKERS.delete(execution.state, address)
         return cost
     if worker.retired_at:
-        _put_for_review(execution, address, worker, max(tick, worker.retired_at + params.window) + 1)
-        return cost
-    WORKERS.put(execution.state, worker, address)
-    if worker.announced_for:
-        _put_for_review(execution, address, worker, worker.announced_for)
-    if _is_live(params, worker, tick):
-        _put_for_review(execution, address, _known(execution, address), worker.seen + params.liveness + 1)
+        nexts = [max(tick, worker.retired_at + params.window) + 1]
+    else:
+        nexts = [worker.announced_for] if worker.announced_for else []
+        if _is_live(params, worker, tick):
+            nexts.append(worker.seen + params.liveness + 1)
+    if nexts:
+        _put_for_review(execution, address, worker, min(nexts))
+    else:
+        WORKERS.put(execution.state, worker, address)
     return cost
 
 

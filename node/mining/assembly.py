@@ -26,7 +26,7 @@ from node.pool.mempool import Mempool, TipView
 from node.pool.results import ResultPool
 
 MAX_TRIED = 4_096
-"""Transactions looked at for one block: several times the 1,196 smallest that its gas could hold."""
+"""Transactions looked at for one block: several times the 926 smallest that its gas could hold."""
 
 _FRAME_BYTES = 16
 """MessagePack headers of the body and its two arrays."""

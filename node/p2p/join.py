@@ -25,7 +25,6 @@ from node.p2p.limits import MAX_STATE_BYTES, PeerLimits
 from node.p2p.messages import GetState, State
 from node.p2p.peer import Missing, Offence, Peer, PeerGone, PeerStalled
 from node.p2p.sync import HeaderSync
-from node.p2p.transport import host_group
 
 logger = logging.getLogger("tilework.network")
 
@@ -122,7 +121,7 @@ class Joiner:
         peers = self._holders(above, target)
         if not peers:
             return False
-        peer = min(peers, key=lambda peer: (self._failures[_group(peer)], self._failures[peer.key], peer.load))
+        peer = min(peers, key=lambda peer: (self._failures[peer.group], self._failures[peer.key], peer.load))
         try:
             staged = await self._fetch(peer, above)
             await self._intake.adopt(above, staged)
@@ -139,12 +138,12 @@ class Joiner:
             logger.info("joined from a snapshot", extra={"height": above.height - 1, "bytes": staged.size_bytes})
             self._failures.clear()
             return True
-        self._failures.update((_group(peer), peer.key))
+        self._failures.update((peer.group, peer.key))
         return False
 
     async def _fetch(self, peer: Peer, above: HeaderEntry) -> Staging:
         """A peer's state. TimeoutError if it takes too long for this time."""
-        times = min(self._failures[_group(peer)], _MOST_DOUBLINGS)
+        times = min(self._failures[peer.group], _MOST_DOUBLINGS)
         deadline = asyncio.get_running_loop().time() + self._limits.state_patience_s * 2.0**times
         staged = await self._compute.run(self._chain.stage, above)
         start = FIRST_KEY
@@ -176,10 +175,6 @@ class Joiner:
                 continue
         if not missing:
             self._complete = base
-
-
-def _group(peer: Peer) -> str:
-    return host_group(peer.address.host)
 
 
 def _take(staged: Staging, data: bytes, start: bytes) -> bytes:

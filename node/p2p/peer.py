@@ -39,7 +39,7 @@ from node.p2p.messages import (
     encode_frame,
     read_prefix,
 )
-from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge, household_of
+from node.p2p.transport import Connection, ConnectionLost, Endpoint, FrameTooLarge, host_group, household_of
 
 logger = logging.getLogger("tilework.network")
 
@@ -215,6 +215,11 @@ class Peer:
     def name(self) -> str:
         """Short name for logs."""
         return self.key.hex()[:12]
+
+    @property
+    def group(self) -> str:
+        """The network that it is connected from, or to."""
+        return host_group(self.address.host)
 
     @property
     def asker(self) -> Asker:

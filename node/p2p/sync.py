@@ -27,7 +27,6 @@ from node.p2p.fetch import Tensors, together
 from node.p2p.limits import MAX_LOCATOR, PeerLimits
 from node.p2p.messages import GetHeaderCopy, GetHeaders, GetStrips, HeaderCopy, Headers, HeaderStrips, NewBlock, Status
 from node.p2p.peer import Missing, Offence, Peer, PeerStalled
-from node.p2p.transport import host_group
 
 logger = logging.getLogger("tilework.network")
 
@@ -110,7 +109,7 @@ class Line:
 
     def note_progress(self, peer: Peer) -> None:
         """The peer has brought something new: it keeps its place, but not for ever."""
-        self._late.pop(host_group(peer.address.host), None)
+        self._late.pop(peer.group, None)
         if peer in self._places:
             until, timer = self._places[peer]
             timer.cancel()
@@ -118,7 +117,7 @@ class Line:
 
     def _admit(self) -> None:
         while self._waiting and len(self._places) < self._limits.header_syncs:
-            turn = min(self._waiting, key=lambda turn: self._late.get(host_group(turn[0].address.host), 0))
+            turn = min(self._waiting, key=lambda turn: self._late.get(turn[0].group, 0))
             self._waiting.remove(turn)
             peer, admitted = turn
             if not admitted.done():
@@ -131,7 +130,7 @@ class Line:
         return loop.call_at(min(until, loop.time() + self._limits.header_turn_s), self._overdue, peer)
 
     def _overdue(self, peer: Peer) -> None:
-        group = host_group(peer.address.host)
+        group = peer.group
         self._late[group] = self._late.pop(group, 0) + 1
         if len(self._late) > self._limits.max_cooling:
             self._late.popitem(last=False)

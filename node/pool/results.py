@@ -15,7 +15,7 @@ from consensus.transaction import Result
 from node.pool.mempool import TipView
 
 MAX_RESULTS = 8192
-"""Far above what all slots of a large network hold in one window; about 2 MB."""
+"""Far above what all workers of a large network hold in one window; about 2 MB."""
 
 MAX_WAITING = 1024
 MAX_WAITING_PER_WORKER = 64

@@ -121,7 +121,7 @@ def compare(chain: ChainBuilder, model: Model) -> None:
 
 def compare_workers(chain: ChainBuilder, model: Model) -> None:
     view = chain.state
-    places = [(place.worker, place.number) for _, place in state.PLACES.scan(view)]
+    places = chain.places()
     assert places == model.array
     assert state.ledger(view).places == len(places)
     found = {}

@@ -10,7 +10,7 @@ import pytest
 from consensus.codec import MAX_AMOUNT
 from consensus.events import Answered, Dealt, Missed
 from consensus.params import MAX_TENSOR_BYTES, TILE
-from consensus.state import PLACES, ledger
+from consensus.state import ledger
 from consensus.transaction import Result
 from tests.builders import ALICE, BOB, CAROL, DAVE, ERIN, FRANK, GRACE, HEIDI, ChainBuilder, Job, Key, operand, regtest
 
@@ -117,10 +117,7 @@ def test_nothing_that_anybody_sends_moves_the_array_for_a_draw_that_is_known() -
     chain.mine([chain.register(worker, packets=3) for worker in WORKERS], count=9)
     chain.mine([chain.retire(HEIDI)])
 
-    def array() -> list[bytes]:
-        return [place.worker for _, place in PLACES.scan(chain.state)]
-
-    stands = array()
+    stands = chain.places()
     chain.mine(
         [
             chain.retire(ERIN),
@@ -132,7 +129,7 @@ def test_nothing_that_anybody_sends_moves_the_array_for_a_draw_that_is_known() -
     )
     known = chain.params.deal_lag
     for _ in range(known):
-        assert array() == stands
+        assert chain.places() == stands
         chain.mine()
     chain.mine(count=chain.params.registration_delay)
-    assert sorted(array()) != sorted(stands)
+    assert sorted(chain.places()) != sorted(stands)

@@ -49,14 +49,9 @@ def ticket_of(chain: ChainBuilder, height: int) -> bytes:
     return node.header.core.parent_ticket
 
 
-def array(chain: ChainBuilder) -> list[tuple[bytes, int]]:
-    """The places (worker, number) in the order of the array."""
-    return [(place.worker, place.number) for _, place in state.PLACES.scan(chain.state)]
-
-
 def tried(chain: ChainBuilder, packet_id: bytes, tries: int = 64) -> list[tuple[bytes, int]]:
     """The places that a packet tries in the block after the tip, in order."""
-    ticket, places = ticket_of(chain, max(0, chain.height + 1 - 4)), array(chain)
+    ticket, places = ticket_of(chain, max(0, chain.height + 1 - 4)), chain.places()
     return [places[draw(ticket, packet_id, number, len(places))] for number in range(tries)]
 
 
@@ -179,7 +174,7 @@ def test_a_worker_takes_no_more_than_it_declares_whichever_place_is_tried() -> N
     first = job(chain, 3, seed=9, price=3)
     chain.mine([first.transaction])
     chain.mine([chain.register(DAVE, bond=0), chain.register(ERIN, bond=0, min_price=1 << 50)], count=9)
-    assert set(array(chain)) == {(DAVE.address, 0), (ERIN.address, 0)}
+    assert set(chain.places()) == {(DAVE.address, 0), (ERIN.address, 0)}
     assert len(chain.worker(DAVE).holds) == 2
     second = job(chain, seed=10)
     chain.mine([second.transaction])
@@ -213,7 +208,7 @@ def test_the_cost_of_dealing_does_not_grow_with_the_places() -> None:
         keys = [Key(f"crowd {number}") for number in range(workers)]
         chain.mine([chain.transfer(ALICE, key, 70 * 10**9) for key in keys])
         chain.mine([chain.register(key, packets=6, min_price=1 << 50) for key in keys], count=9)
-        assert len(array(chain)) == 6 * workers
+        assert len(chain.places()) == 6 * workers
         group = job(chain, 4)
         chain.mine([group.transaction])
         counted = Counting(chain.state)

@@ -12,7 +12,7 @@ from consensus.events import Answered, Dealt, Missed, Opened
 from consensus.params import TILE
 from consensus.rules import workers
 from consensus.shape import MAX_UNIT_BYTES
-from consensus.state import PLACES, REVIEWS, WORKERS, Declaration, Worker, ledger
+from consensus.state import REVIEWS, WORKERS, Declaration, Worker, ledger
 from tests.builders import (
     ALICE,
     DAVE,
@@ -51,14 +51,9 @@ def chain() -> ChainBuilder:
     return ChainBuilder(worked=False)
 
 
-def array(chain: ChainBuilder) -> list[tuple[bytes, int]]:
-    """The places (worker, number) in the order of the array."""
-    return [(place.worker, place.number) for _, place in PLACES.scan(chain.state)]
-
-
 def check_array(chain: ChainBuilder) -> None:
     """The array has no gaps and no strangers, and every worker knows its places in it."""
-    places = array(chain)
+    places = chain.places()
     assert len(places) == ledger(chain.state).places
     for address, worker in WORKERS.scan(chain.state):
         assert [places[position] for position in worker.places] == [(address, n) for n in range(len(worker.places))]
@@ -114,11 +109,11 @@ def test_a_declaration_counts_after_the_delay_whichever_way_it_changes() -> None
     for _ in range(7):
         chain.mine()
         assert chain.worker(DAVE).declared == before
-        assert len(array(chain)) == 1
+        assert len(chain.places()) == 1
     group = small_job(chain)
     chain.mine([group.transaction])
     assert chain.worker(DAVE).declared == Declaration(1 << 50, MAX_UNIT_BYTES, 4)
-    assert len(array(chain)) == 4
+    assert len(chain.places()) == 4
     assert dealt_to(chain) == [], "too dear from this block on"
 
 
@@ -157,10 +152,10 @@ def test_a_worker_unseen_for_too_long_loses_its_places_until_eight_ticks_after_i
     chain = worker_chain([DAVE], liveness=12)
     chain.mine(count=5)
     assert chain.height == 13
-    assert len(array(chain)) == 1
+    assert len(chain.places()) == 1
     group = small_job(chain)
     chain.mine([group.transaction])
-    assert array(chain) == [], "unseen since height 1"
+    assert chain.places() == [], "unseen since height 1"
     assert dealt_to(chain) == []
     chain.mine(miner=DAVE)
     assert chain.worker(DAVE).seen == 15
@@ -293,9 +288,9 @@ def test_a_miss_burns_the_least_reserve_and_queues_the_packet_again() -> None:
     assert chain.supply()[0] == burned + 50 * TILE - RESERVE
     other = ERIN if first is DAVE else DAVE
     assert chain.holder(job.packets[0]) is other, "a bond of nothing holds nothing"
-    assert len(array(chain)) == 2
+    assert len(chain.places()) == 2
     chain.mine(count=8)
-    assert array(chain) == [(other.address, 0)], "and loses its place with the delay"
+    assert chain.places() == [(other.address, 0)], "and loses its place with the delay"
 
 
 def test_a_miss_of_a_dear_packet_burns_four_times_its_fee() -> None:
@@ -338,16 +333,16 @@ def test_places_change_a_few_at_a_time_whatever_falls_due_together() -> None:
     for _ in range(5):
         chain.mine()
         check_places(chain)
-        lengths.append(len(array(chain)))
+        lengths.append(len(chain.places()))
     assert lengths == [5, 10, 15, 20, 20]
     chain.mine([chain.retire(key) for key in crowd], count=8)
-    assert len(array(chain)) == 20
+    assert len(chain.places()) == 20
     chain.mine()
-    lengths = [len(array(chain))]
+    lengths = [len(chain.places())]
     while lengths[-1]:
         chain.mine()
         check_places(chain)
-        lengths.append(len(array(chain)))
+        lengths.append(len(chain.places()))
     assert lengths == [15, 10, 5, 0]
     chain.mine(count=WINDOW + 2)
     assert list(WORKERS.scan(chain.state)) == list(REVIEWS.scan(chain.state)) == []

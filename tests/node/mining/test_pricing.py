@@ -12,7 +12,7 @@ from worker.price import AskingPrice
 
 
 def pricing_of(rig: Rig, price: str) -> Pricing:
-    return Pricing(rig.intake, worker_key(DAVE), AskingPrice.parse(price))
+    return Pricing(rig.intake, worker_key(DAVE), AskingPrice.parse(price), rig.compute)
 
 
 def idle_pay_of(rig: Rig) -> int:

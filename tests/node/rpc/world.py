@@ -112,7 +112,7 @@ class World:
 
 
 def with_workers(*workers: Key) -> World:
-    """A world on which `workers` (DAVE and ERIN by default) hold a slot each, their registrations in force."""
+    """A world on which `workers` (DAVE and ERIN by default) hold a place each, their registrations in force."""
     world = World()
     world.mine([world.builder.register(worker) for worker in workers or (DAVE, ERIN)])
     world.mine(count=world.builder.params.registration_delay - 1)
