@@ -6,7 +6,8 @@ depend on which of them a peer chose, so a decoder here encodes what it decoded 
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+import threading
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -36,7 +37,8 @@ class Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoders: dict[object, msgspec.msgpack.Decoder[object]] = {}
+_decoders: dict[object, msgspec.msgpack.Decoder[Any]] = {}
+_making = threading.Lock()
 
 
 def encode(value: object) -> bytes:
@@ -56,14 +58,23 @@ def decode(kind: type[T], data: bytes, limit: int) -> T:
     """
     if len(data) > limit:
         raise ConsensusError(Reason.OVERSIZE, f"{len(data)} bytes", f"at most {limit}")
-    decoder = _decoders.get(kind)
-    if decoder is None:
-        # One decoder per declared type: the table is as large as the code, not as the input.
-        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
-        value = decoder.decode(data)
+        value: T = decoder_of(kind).decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ConsensusError(Reason.MALFORMED, str(error), getattr(kind, "__name__", str(kind))) from None
     if _encode(value) != data:
         raise ConsensusError(Reason.NOT_CANONICAL, f"{len(data)} bytes", f"{len(_encode(value))} bytes")
-    return value  # type: ignore[return-value]  # the decoder was made for `kind`
+    return value
+
+
+def decoder_of(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
+    """The one decoder of a declared type: the table is as large as the code, not as the input. On any thread.
+
+    msgspec notes what it finds out about a struct on the struct itself, field by field, when the first decoder that
+    needs it is made. A second thread that makes one meanwhile, and decodes, would end the process on a null pointer.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        with _making:
+            decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    return decoder

@@ -26,12 +26,12 @@ unless stated.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from consensus.block import HeaderCore, Proof
-from consensus.codec import U63, Hash, Value, encode
+from consensus.codec import U63, Hash, Value, decoder_of, encode
 from consensus.state import Changes
 
 T = TypeVar("T")
@@ -68,8 +68,6 @@ PLACE = META + b"place"
 """→ the prefix of the state after the tip, `STATE` where absent. What stands under the other is of no value."""
 
 _HASH, _ADDRESS, _HEIGHT, _ORDINAL = 32, 20, 8, 4
-
-_decoders: dict[object, msgspec.msgpack.Decoder[Any]] = {}
 
 
 class StorageError(Exception):
@@ -207,12 +205,8 @@ def decode(kind: type[T], data: bytes) -> T:
     Raises:
         StorageError: the bytes are no encoding of `kind`.
     """
-    decoder = _decoders.get(kind)
-    if decoder is None:
-        # One decoder per declared type: the table is as large as the code.
-        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
-        value: T = decoder.decode(data)
+        value: T = decoder_of(kind).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         name = getattr(kind, "__name__", str(kind))
         raise StorageError(f"the database is damaged: a stored {name} cannot be read ({error})") from error

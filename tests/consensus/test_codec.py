@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import suppress
 from typing import Annotated, Any, get_args
 
@@ -168,3 +170,33 @@ def test_blocks_and_headers_make_the_round_trip() -> None:
     assert decode_header(encode(mined.header)) == mined.header
     with pytest.raises(ConsensusError, match="oversize"):
         decode_header(encode(mined) + bytes(1024))
+
+
+FIRST_AT_ONCE = """
+import sys, threading
+import msgspec
+from consensus.codec import U63, Value, decode, encode
+
+sys.setswitchinterval(1e-6)
+for number in range(100):
+    inner = msgspec.defstruct(f"Inner{number}", [(f"f{i}", U63) for i in range(12)], bases=(Value,), frozen=True)
+    outer = msgspec.defstruct(f"Outer{number}", [(f"g{i}", inner) for i in range(6)], bases=(Value,), frozen=True)
+    value = outer(*(inner(*range(12)) for _ in range(6)))
+    data, read, together = encode(value), [], threading.Barrier(4)
+
+    def first() -> None:
+        together.wait()
+        read.append(decode(outer, data, len(data)))
+
+    threads = [threading.Thread(target=first) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read == [value] * 4, read
+"""
+
+
+def test_threads_that_are_the_first_to_decode_a_kind_do_not_end_the_process() -> None:
+    ended = subprocess.run([sys.executable, "-c", FIRST_AT_ONCE], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
