@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Generic, NamedTuple
 
 from consensus import work
 from consensus.tensor import Tensor
 from consensus.work.unit import Int8, UInt32
-from worker.source import Unit, Win
+from worker.source import U, Unit, Win
 
 
 def evaluate_packet(
@@ -24,13 +25,32 @@ def evaluate_packet(
     return product, None if tile is None else Win(*tile, product)
 
 
-def evaluate_idle(unit: Unit, threads: int, interrupted: Callable[[], bool]) -> tuple[bool, Win | None]:
-    """Whether the unit was finished, and the win if there is one: nobody needs the product of any other."""
-    evaluation = work.evaluate_idle(unit.seed, unit.shape, threads, interrupted)
-    if evaluation is None:
-        return False, None
-    tile = _first_win(unit, evaluation.states)
-    return True, None if tile is None else Win(*tile, None)
+class Idled(NamedTuple, Generic[U]):
+    """What came of idle units: how many were finished, the last of them, and its win."""
+
+    finished: int
+    unit: U
+    win: Win | None
+
+
+def evaluate_idle(unit: U, threads: int, interrupted: Callable[[], bool], more: Callable[[], bool]) -> Idled[U]:
+    """Evaluate the unit, and others like it until one wins, is interrupted, or `more` says that it was the last.
+
+    Nobody needs the product of one that does not win.
+    """
+    finished = 0
+    while True:
+        evaluation = work.evaluate_idle(unit.seed, unit.shape, threads, interrupted)
+        if evaluation is None:
+            return Idled(finished, unit, None)
+        finished += 1
+        tile = _first_win(unit, evaluation.states)
+        if tile is not None:
+            return Idled(finished, unit, Win(*tile, None))
+        following = unit.another() if more() else None
+        if following is None:
+            return Idled(finished, unit, None)
+        unit = following
 
 
 def _first_win(unit: Unit, states: UInt32 | None) -> tuple[int, int, UInt32] | None:

@@ -1,6 +1,7 @@
 """The mining loop: makes the packets that its worker holds, and idle units while there are none.
 
-The event loop only decides; units run on the bench. Each packet is computed once, as the unit of a fresh candidate. If
+The event loop only decides; units run on the bench, idle ones many in a row, so that a busy event loop slows down
+neither. Each packet is computed once, as the unit of a fresh candidate. If
 a ticket wins, the block answers the packet; if not, or if a better block came first, the product is finished all the
 same and sent as a signed Result, while the next unit runs. A packet that comes again (its block was undone, or its
 answer lost) is sent again, not computed again.
@@ -29,6 +30,8 @@ from worker.stats import MinerStats
 
 RETRY_SECONDS = 1.0
 """Pause after something unexpected, so that a fault never becomes a busy loop."""
+TURN_SECONDS = 0.1
+"""Idle units are made on the bench for so long, at full duty, before the event loop is asked for new ones."""
 MOST_UNDER_WAY = 4
 """Products that are being sent; where the line is slower than the bench, the bench waits, and memory stays bounded."""
 
@@ -67,7 +70,7 @@ class MiningLoop(Generic[U]):
             rng: jitters idle pauses.
             threads: how many share one unit.
             idle_duty: fraction of the time for which idle units may run, 0 … 1; 0 makes packets only.
-            stopwatch: seconds, to measure units with; a simulation's is its loop's time.
+            stopwatch: seconds, to measure units with, on any thread; a simulation's is its loop's time.
         """
         assert 0 <= idle_duty <= 1
         assert threads >= 1
@@ -135,7 +138,7 @@ class MiningLoop(Generic[U]):
         interrupted = partial(self._is_over, unit)
         product, win = await self._bench.run(evaluate_packet, unit, left, right, self._threads, interrupted)
         self.stats.packet_units += 1
-        self._count(unit, self._stopwatch() - started)
+        self._count(unit, 1, self._stopwatch() - started)
         self._remember(packet, product.commitment)
         if await self._submit(unit, win):
             self.stats.packet_blocks += 1
@@ -144,12 +147,16 @@ class MiningLoop(Generic[U]):
 
     async def _make_idle(self, unit: U) -> None:
         started = self._stopwatch()
-        finished, win = await self._bench.run(evaluate_idle, unit, self._threads, partial(self._is_over, unit))
+
+        def more() -> bool:
+            return self._idle_duty == 1 and self._stopwatch() - started < TURN_SECONDS
+
+        idled = await self._bench.run(evaluate_idle, unit, self._threads, partial(self._is_over, unit), more)
         seconds = self._stopwatch() - started
-        if finished:
-            self.stats.idle_units += 1
-            self._count(unit, seconds)
-        if await self._submit(unit, win):
+        if idled.finished:
+            self.stats.idle_units += idled.finished
+            self._count(unit, idled.finished, seconds)
+        if await self._submit(idled.unit, idled.win):
             self.stats.idle_blocks += 1
         if self._idle_duty < 1:
             jitter = 1 + _JITTER * (2 * self._rng.random() - 1)
@@ -216,6 +223,6 @@ class MiningLoop(Generic[U]):
         if len(self._products) > _REMEMBERED:
             del self._products[next(iter(self._products))]
 
-    def _count(self, unit: U, seconds: float) -> None:
-        self.stats.macs += unit.shape.macs
+    def _count(self, unit: U, units: int, seconds: float) -> None:
+        self.stats.macs += units * unit.shape.macs
         self.stats.seconds += seconds

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from consensus.block import HeaderCore, PacketUnit
 from consensus.shape import Shape
 from consensus.tensor import Tensor
 from consensus.work.unit import Int8, UInt32
 
-IDLE_SHAPE = Shape(256, 2048, 256)
-"""What a miner evaluates while no packet waits: a few milliseconds, so that packets and tips are soon attended to."""
+IDLE_SHAPE = Shape(512, 2048, 512)
+"""What a miner evaluates while no packet waits: five milliseconds or so, ten times what it takes to ask for a unit."""
 
 
 class Unit(Protocol):
@@ -24,6 +24,9 @@ class Unit(Protocol):
 
     @property
     def shape(self) -> Shape: ...
+
+    def another(self) -> Self | None:
+        """The same with a nonce of its own; None where only its source can make one."""
 
 
 U = TypeVar("U", bound=Unit)

@@ -1,12 +1,13 @@
 """The work function on the AVX2 kernels: buffers, bands of tile rows, threads.
 
 Columns are packed once, rows a band of 64 at a time, so that a band stays in its core's own cache. The kernels release
-the GIL: bands are what threads share out, and an interruption is noticed between two of them.
+the GIL and may get it back late, where other threads are busy in Python: so they take a batch at a time, some
+milliseconds of work. Batches are what threads share out, and an interruption is noticed between two of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,12 @@ from consensus.work.threads import Stage, share
 from consensus.work.unit import LANES, Evaluation, Int8, Int32, Interrupted, UInt32, is_zero
 
 _Slots = npt.NDArray[np.int64]
+_Work = Callable[[Iterator[range]], None]
+
+_BATCH_MACS = 2**28
+"""Multiplications in a batch of bands: two milliseconds or three of a core."""
+_BATCH_ENTRIES = 2**21
+"""Packed in a batch of columns, in about as long."""
 
 
 def noised(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
@@ -48,16 +55,18 @@ def evaluate(seed: bytes, a: Int8, b: Int8, threads: int, interrupted: Interrupt
     # A zero operand makes the true product zero, which needs no recovery.
     useful = not is_zero(a) and not is_zero(b)
 
-    def pack(numbers: Iterator[int]) -> None:
-        for j in numbers:
-            kernel.pack_wide_columns(j, b.ctypes.data, right, p, q, columns)
+    def pack(tasks: Iterator[range]) -> None:
+        for tiles in tasks:
+            kernel.pack_wide_columns(tiles.start, tiles.stop, b.ctypes.data, right, p, q, columns)
 
-    def multiply(numbers: Iterator[int]) -> None:
+    def multiply(tasks: Iterator[range]) -> None:
         rows = np.empty_like(columns[0])
-        for i in numbers:
-            kernel.evaluate_wide_rows(i, a.ctypes.data, left, p, q, useful, rows, columns, product, states)
+        for bands in tasks:
+            kernel.evaluate_wide_rows(
+                bands.start, bands.stop, a.ctypes.data, left, p, q, useful, rows, columns, product, states
+            )
 
-    done = share(threads, Stage(n // TILE_SIDE, pack), Stage(m // TILE_SIDE, multiply), interrupted=interrupted)
+    done = share(threads, *_stages(Shape(m, k, n), threads, pack, multiply), interrupted=interrupted)
     if not useful:
         product[:] = 0
     elif done < m // TILE_SIDE:
@@ -75,16 +84,16 @@ def evaluate_idle(seed: bytes, shape: Shape, threads: int, interrupted: Interrup
     columns, offsets = _narrow_buffers(n, k)
     product, states = np.empty((m, n), np.int32), np.zeros((m // TILE_SIDE, n // TILE_SIDE, LANES), np.uint32)
 
-    def pack(numbers: Iterator[int]) -> None:
-        for j in numbers:
-            kernel.pack_noise_columns(j, right, slots, columns, offsets)
+    def pack(tasks: Iterator[range]) -> None:
+        for tiles in tasks:
+            kernel.pack_noise_columns(tiles.start, tiles.stop, right, slots, columns, offsets)
 
-    def multiply(numbers: Iterator[int]) -> None:
+    def multiply(tasks: Iterator[range]) -> None:
         rows = np.empty_like(columns[0])
-        for i in numbers:
-            kernel.evaluate_noise_rows(i, left, indices, rows, columns, offsets, product, states)
+        for bands in tasks:
+            kernel.evaluate_noise_rows(bands.start, bands.stop, left, indices, rows, columns, offsets, product, states)
 
-    done = share(threads, Stage(n // TILE_SIDE, pack), Stage(m // TILE_SIDE, multiply), interrupted=interrupted)
+    done = share(threads, *_stages(Shape(m, k, n), threads, pack, multiply), interrupted=interrupted)
     return Evaluation(product, states) if done == m // TILE_SIDE else None
 
 
@@ -101,8 +110,8 @@ def strip_state(seed: bytes, a_strip: Int8, b_strip: Int8, left: Int8, right: In
     p, q = _slots(seed, "p", k), _slots(seed, "q", k)
     rows, columns = np.empty(_wide_size(k), np.uint8), np.empty((1, _wide_size(k)), np.uint8)
     unused, states = np.empty((TILE_SIDE, TILE_SIDE), np.int32), np.zeros((1, 1, LANES), np.uint32)
-    kernel.pack_wide_columns(0, b_strip.ctypes.data, right, p, q, columns)
-    kernel.evaluate_wide_rows(0, a_strip.ctypes.data, left, p, q, False, rows, columns, unused, states)
+    kernel.pack_wide_columns(0, 1, b_strip.ctypes.data, right, p, q, columns)
+    kernel.evaluate_wide_rows(0, 1, a_strip.ctypes.data, left, p, q, False, rows, columns, unused, states)
     state: UInt32 = states[0, 0]
     return state
 
@@ -112,16 +121,26 @@ def _multiply_plain(a: Int8, b: Int8, product: Int32, threads: int) -> None:
     (m, k), n = a.shape, b.shape[1]
     columns, offsets = _narrow_buffers(n, k)
 
-    def pack(numbers: Iterator[int]) -> None:
-        for j in numbers:
-            kernel.pack_plain_columns(j, b.ctypes.data, n, columns, offsets)
+    def pack(tasks: Iterator[range]) -> None:
+        for tiles in tasks:
+            kernel.pack_plain_columns(tiles.start, tiles.stop, b.ctypes.data, n, columns, offsets)
 
-    def multiply(numbers: Iterator[int]) -> None:
+    def multiply(tasks: Iterator[range]) -> None:
         rows = np.empty_like(columns[0])
-        for i in numbers:
-            kernel.multiply_plain_rows(i, a.ctypes.data, rows, columns, offsets, product)
+        for bands in tasks:
+            kernel.multiply_plain_rows(bands.start, bands.stop, a.ctypes.data, rows, columns, offsets, product)
 
-    share(threads, Stage(n // TILE_SIDE, pack), Stage(m // TILE_SIDE, multiply))
+    share(threads, *_stages(Shape(m, k, n), threads, pack, multiply))
+
+
+def _stages(shape: Shape, threads: int, pack: _Work, multiply: _Work) -> tuple[Stage, Stage]:
+    """Packing and multiplication, in batches; none so large that a thread has nothing to do."""
+    m, k, n = shape
+    tiles, bands = n // TILE_SIDE, m // TILE_SIDE
+    return (
+        Stage(tiles, pack, max(1, min(tiles // threads, _BATCH_ENTRIES // (TILE_SIDE * k)))),
+        Stage(bands, multiply, max(1, min(bands // threads, _BATCH_MACS // (TILE_SIDE * k * n)))),
+    )
 
 
 def _wide_size(k: int) -> int:

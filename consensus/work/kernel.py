@@ -513,43 +513,44 @@ def draw_slots(words: Any, slots: Any) -> None:
             slots[start + index] += TILE_SIDE * (words[start + index] & 1)
 
 
-@_compiled("void(int64, int64, int8[:,::1], int64[::1], int64[::1], uint8[:,::1])")
-def pack_wide_columns(tile: int, b: int, right: Any, p: Any, q: Any, columns: Any) -> None:
-    """Pack the 64 columns of B' that belong to a tile and, below them, [right ; V].
+@_compiled("void(int64, int64, int64, int8[:,::1], int64[::1], int64[::1], uint8[:,::1])")
+def pack_wide_columns(first: int, last: int, b: int, right: Any, p: Any, q: Any, columns: Any) -> None:
+    """Pack the 64 columns of B' that belong to each of the tiles `first` … `last` − 1 and, below them, [right ; V].
 
     b: address of B, (k, n) int8. right: (64, n). p, q: (k,) slots. columns: (n/64, 64·(k + 128)·2).
     """
     k, n = p.size, right.shape[1]
     strips = TILE_SIDE // STRIP
-    noise, sums = np.empty((strips, SLOTS, STRIP), np.int16), np.zeros((strips, SLOTS, STRIP), np.int16)
-    for index in range(TILE_SIDE):
-        for strip in range(strips):
-            start = TILE_SIDE * tile + STRIP * strip
-            for column in range(STRIP):
-                word = np.int16(right[index, start + column])
-                noise[strip, index, column] = word
-                noise[strip, TILE_SIDE + index, column] = -word
     strip_size = STRIP * (k + TAIL) * WIDE_BYTES
     pair_size = 2 * STRIP * WIDE_BYTES
-    # Chunk by chunk, since 64 rows' cache lines stay in the cache for all four strips; all k rows' would not.
-    for start in range(0, k, TILE_SIDE):
-        for strip in range(strips):
-            noise_at, sums_at = _address(noise[strip]), _address(sums[strip])
-            first = b + TILE_SIDE * tile + STRIP * strip
-            out = _address(columns[tile]) + strip * strip_size + start * STRIP * WIDE_BYTES
-            for row in range(start, start + TILE_SIDE, 2):
-                p_at, q_at = _address(p) + 8 * row, _address(q) + 8 * row
-                _noise_columns(first + row * n, n, p_at, q_at, noise_at, sums_at, out)
-                out += pair_size
-    for strip in range(strips):
+    for tile in range(first, last):
+        noise, sums = np.empty((strips, SLOTS, STRIP), np.int16), np.zeros((strips, SLOTS, STRIP), np.int16)
         for index in range(TILE_SIDE):
-            for column in range(STRIP):
-                sums[strip, index, column] -= sums[strip, TILE_SIDE + index, column]
-        out = _address(columns[tile]) + strip * strip_size + k * STRIP * WIDE_BYTES
-        for table in (noise[strip], sums[strip]):
-            for index in range(0, TILE_SIDE, 2):
-                _interleave_pair(_address(table[index]), _address(table[index + 1]), out)
-                out += pair_size
+            for strip in range(strips):
+                start = TILE_SIDE * tile + STRIP * strip
+                for column in range(STRIP):
+                    word = np.int16(right[index, start + column])
+                    noise[strip, index, column] = word
+                    noise[strip, TILE_SIDE + index, column] = -word
+        # Chunk by chunk, since 64 rows' cache lines stay in the cache for all four strips; all k rows' would not.
+        for start in range(0, k, TILE_SIDE):
+            for strip in range(strips):
+                noise_at, sums_at = _address(noise[strip]), _address(sums[strip])
+                corner = b + TILE_SIDE * tile + STRIP * strip
+                out = _address(columns[tile]) + strip * strip_size + start * STRIP * WIDE_BYTES
+                for row in range(start, start + TILE_SIDE, 2):
+                    p_at, q_at = _address(p) + 8 * row, _address(q) + 8 * row
+                    _noise_columns(corner + row * n, n, p_at, q_at, noise_at, sums_at, out)
+                    out += pair_size
+        for strip in range(strips):
+            for index in range(TILE_SIDE):
+                for column in range(STRIP):
+                    sums[strip, index, column] -= sums[strip, TILE_SIDE + index, column]
+            out = _address(columns[tile]) + strip * strip_size + k * STRIP * WIDE_BYTES
+            for table in (noise[strip], sums[strip]):
+                for index in range(0, TILE_SIDE, 2):
+                    _interleave_pair(_address(table[index]), _address(table[index + 1]), out)
+                    out += pair_size
 
 
 @_inlined
@@ -574,30 +575,41 @@ def _pack_wide_rows(band: int, a: int, left: Any, p: Any, q: Any, rows: Any) -> 
 
 
 @_compiled(
-    "void(int64, int64, int8[:,::1], int64[::1], int64[::1], boolean,"
+    "void(int64, int64, int64, int8[:,::1], int64[::1], int64[::1], boolean,"
     " uint8[::1], uint8[:,::1], int32[:,::1], uint32[:,:,::1])"
 )
 def evaluate_wide_rows(
-    band: int, a: int, left: Any, p: Any, q: Any, recover: bool, rows: Any, columns: Any, product: Any, states: Any
+    first: int,
+    last: int,
+    a: int,
+    left: Any,
+    p: Any,
+    q: Any,
+    recover: bool,
+    rows: Any,
+    columns: Any,
+    product: Any,
+    states: Any,
 ) -> None:
-    """Multiply 64 rows with all columns.
+    """Multiply the bands `first` … `last` − 1, of 64 rows each, with all columns.
 
     a: address of A, (m, k) int8. left: (m, 64). p, q: (k,) slots. recover: store the true product, else the noised one.
     rows: 64·(k + 128)·2 bytes of scratch. columns: packed. product: (m, n). states: (m/64, n/64, 16) of zeros.
     """
     k, n = p.size, product.shape[1]
-    _pack_wide_rows(band, a, left, p, q, rows)
     folds = np.zeros(k // TILE_SIDE * LANES, np.uint32)
     row_size = WIDE_BYTES * (k + TAIL)
     tail = TAIL // 2 if recover else 0
-    for tile in range(n // TILE_SIDE):
-        for column in range(0, TILE_SIDE, STRIP):
-            b = _address(columns[tile]) + column * row_size
-            out = _address(product[TILE_SIDE * band]) + 4 * (TILE_SIDE * tile + column)
-            for row in range(0, TILE_SIDE, GROUP):
-                a_at, out_at = _address(rows) + row * row_size, out + 4 * n * row
-                _wide_tile(a_at, b, k // TILE_SIDE, tail, _address(folds), out_at, 4 * n)
-        _advance_state(states[band, tile], folds)
+    for band in range(first, last):
+        _pack_wide_rows(band, a, left, p, q, rows)
+        for tile in range(n // TILE_SIDE):
+            for column in range(0, TILE_SIDE, STRIP):
+                b = _address(columns[tile]) + column * row_size
+                out = _address(product[TILE_SIDE * band]) + 4 * (TILE_SIDE * tile + column)
+                for row in range(0, TILE_SIDE, GROUP):
+                    a_at, out_at = _address(rows) + row * row_size, out + 4 * n * row
+                    _wide_tile(a_at, b, k // TILE_SIDE, tail, _address(folds), out_at, 4 * n)
+            _advance_state(states[band, tile], folds)
 
 
 @_compiled("void(int64, int64, int8[:,::1], int64[::1], uint8[::1])")
@@ -619,44 +631,46 @@ def pack_noise_rows(band: int, bias: int, left: Any, p: Any, rows: Any) -> None:
             out += 4 * GROUP
 
 
-@_compiled("void(int64, int8[:,::1], int64[::1], uint8[:,::1], int32[:,:,:,::1])")
-def pack_noise_columns(tile: int, right: Any, q: Any, columns: Any, offsets: Any) -> None:
-    """Pack the noise of the 64 columns that belong to a tile, ±right[q]: bytes in [−64, 64].
+@_compiled("void(int64, int64, int8[:,::1], int64[::1], uint8[:,::1], int32[:,:,:,::1])")
+def pack_noise_columns(first: int, last: int, right: Any, q: Any, columns: Any, offsets: Any) -> None:
+    """Pack the noise of the columns of the tiles `first` … `last` − 1, ±right[q]: bytes in [−64, 64].
 
     right: (64, n). q: (k,) slots. columns: (n/64, 64·k). offsets: (n/64, 4, k/64, 16), see `_chunk_offsets`.
     """
     k = q.size
     table = np.empty((SLOTS, STRIP), np.int8)
-    for strip in range(TILE_SIDE // STRIP):
-        start = TILE_SIDE * tile + STRIP * strip
-        for index in range(TILE_SIDE):
-            for column in range(STRIP):
-                table[index, column] = right[index, start + column]
-                table[TILE_SIDE + index, column] = -right[index, start + column]
-        at = _address(table)
-        out = _address(columns[tile]) + strip * STRIP * k
-        for chunk in range(k // TILE_SIDE):
-            packed = out
-            for r in range(TILE_SIDE * chunk, TILE_SIDE * (chunk + 1), 4):
-                b0, b1, b2, b3 = at + 16 * q[r], at + 16 * q[r + 1], at + 16 * q[r + 2], at + 16 * q[r + 3]
-                _interleave_quad(b0, b1, b2, b3, out, 16)
-                out += 4 * STRIP
-            _chunk_offsets(packed, IDLE_BIAS, _address(offsets[tile, strip, chunk]))
-
-
-@_compiled("void(int64, int64, int64, uint8[:,::1], int32[:,:,:,::1])")
-def pack_plain_columns(tile: int, b: int, n: int, columns: Any, offsets: Any) -> None:
-    """Pack the 64 columns of B that belong to a tile. b: address of B, (k, n) int8. Else as `pack_noise_columns`."""
-    chunks = offsets.shape[2]
-    for chunk in range(chunks):
+    for tile in range(first, last):
         for strip in range(TILE_SIDE // STRIP):
-            packed = out = _address(columns[tile]) + STRIP * TILE_SIDE * (strip * chunks + chunk)
-            first = b + TILE_SIDE * (chunk * n + tile) + STRIP * strip
-            for r in range(0, TILE_SIDE, 4):
-                row = first + r * n
-                _interleave_quad(row, row + n, row + 2 * n, row + 3 * n, out, 16)
-                out += 4 * STRIP
-            _chunk_offsets(packed, PLAIN_BIAS, _address(offsets[tile, strip, chunk]))
+            start = TILE_SIDE * tile + STRIP * strip
+            for index in range(TILE_SIDE):
+                for column in range(STRIP):
+                    table[index, column] = right[index, start + column]
+                    table[TILE_SIDE + index, column] = -right[index, start + column]
+            at = _address(table)
+            out = _address(columns[tile]) + strip * STRIP * k
+            for chunk in range(k // TILE_SIDE):
+                packed = out
+                for r in range(TILE_SIDE * chunk, TILE_SIDE * (chunk + 1), 4):
+                    b0, b1, b2, b3 = at + 16 * q[r], at + 16 * q[r + 1], at + 16 * q[r + 2], at + 16 * q[r + 3]
+                    _interleave_quad(b0, b1, b2, b3, out, 16)
+                    out += 4 * STRIP
+                _chunk_offsets(packed, IDLE_BIAS, _address(offsets[tile, strip, chunk]))
+
+
+@_compiled("void(int64, int64, int64, int64, uint8[:,::1], int32[:,:,:,::1])")
+def pack_plain_columns(first: int, last: int, b: int, n: int, columns: Any, offsets: Any) -> None:
+    """Pack columns of B. b: address of B, (k, n) int8. Else as `pack_noise_columns`."""
+    chunks = offsets.shape[2]
+    for tile in range(first, last):
+        for chunk in range(chunks):
+            for strip in range(TILE_SIDE // STRIP):
+                packed = out = _address(columns[tile]) + STRIP * TILE_SIDE * (strip * chunks + chunk)
+                corner = b + TILE_SIDE * (chunk * n + tile) + STRIP * strip
+                for r in range(0, TILE_SIDE, 4):
+                    row = corner + r * n
+                    _interleave_quad(row, row + n, row + 2 * n, row + 3 * n, out, 16)
+                    out += 4 * STRIP
+                _chunk_offsets(packed, PLAIN_BIAS, _address(offsets[tile, strip, chunk]))
 
 
 @_inlined
@@ -676,24 +690,27 @@ def _multiply_narrow(band: int, rows: Any, columns: Any, offsets: Any, product: 
 
 
 @_compiled(
-    "void(int64, int8[:,::1], int64[::1], uint8[::1], uint8[:,::1], int32[:,:,:,::1], int32[:,::1], uint32[:,:,::1])"
+    "void(int64, int64, int8[:,::1], int64[::1], uint8[::1],"
+    " uint8[:,::1], int32[:,:,:,::1], int32[:,::1], uint32[:,:,::1])"
 )
 def evaluate_noise_rows(
-    band: int, left: Any, p: Any, rows: Any, columns: Any, offsets: Any, product: Any, states: Any
+    first: int, last: int, left: Any, p: Any, rows: Any, columns: Any, offsets: Any, product: Any, states: Any
 ) -> None:
-    """Multiply 64 rows of noise with all columns. rows: 64·k bytes of scratch. Else as `evaluate_wide_rows`."""
-    pack_noise_rows(band, IDLE_BIAS, left, p, rows)
-    _multiply_narrow(band, rows, columns, offsets, product, states[band])
+    """Multiply bands of noise with all columns. rows: 64·k bytes of scratch. Else as `evaluate_wide_rows`."""
+    for band in range(first, last):
+        pack_noise_rows(band, IDLE_BIAS, left, p, rows)
+        _multiply_narrow(band, rows, columns, offsets, product, states[band])
 
 
-@_compiled("void(int64, int64, uint8[::1], uint8[:,::1], int32[:,:,:,::1], int32[:,::1])")
-def multiply_plain_rows(band: int, a: int, rows: Any, columns: Any, offsets: Any, product: Any) -> None:
-    """Multiply 64 rows of A, as they are, with all columns. a: address of A, (m, k) int8. rows: 64·k bytes."""
+@_compiled("void(int64, int64, int64, uint8[::1], uint8[:,::1], int32[:,:,:,::1], int32[:,::1])")
+def multiply_plain_rows(first: int, last: int, a: int, rows: Any, columns: Any, offsets: Any, product: Any) -> None:
+    """Multiply bands of A, as they are, with all columns. a: address of A, (m, k) int8. rows: 64·k bytes."""
     k = TILE_SIDE * offsets.shape[2]
-    out = _address(rows)
-    for row in range(TILE_SIDE * band, TILE_SIDE * (band + 1), GROUP):
-        for column in range(0, k, 16):
-            _biased_quads(a + row * k + column, k, out)
-            out += 16 * GROUP
     unused = np.empty((product.shape[1] // TILE_SIDE, LANES), np.uint32)
-    _multiply_narrow(band, rows, columns, offsets, product, unused)
+    for band in range(first, last):
+        out = _address(rows)
+        for row in range(TILE_SIDE * band, TILE_SIDE * (band + 1), GROUP):
+            for column in range(0, k, 16):
+                _biased_quads(a + row * k + column, k, out)
+                out += 16 * GROUP
+        _multiply_narrow(band, rows, columns, offsets, product, unused)

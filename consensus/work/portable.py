@@ -8,6 +8,7 @@ exceeds 2²⁴ in magnitude. A chunk of the noised product stays below 127²·64
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -57,8 +58,8 @@ def _transcript(a2: Int8, b2: Int8, threads: int, interrupted: Interrupted) -> E
     product = np.empty((m, n), np.int32)
     states = np.empty((m // TILE_SIDE, n // TILE_SIDE, LANES), np.uint32)
 
-    def multiply(numbers: Iterator[int]) -> None:
-        for i in numbers:
+    def multiply(tasks: Iterator[range]) -> None:
+        for i in chain.from_iterable(tasks):
             band = slice(TILE_SIDE * i, TILE_SIDE * (i + 1))
             product[band], states[i] = _band(a2[band], columns)
 

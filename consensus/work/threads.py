@@ -13,10 +13,11 @@ from consensus.work.unit import Interrupted
 
 
 class Stage:
-    """Tasks 0 … count − 1 of one kind. `work` does those that it draws from the iterator that it is given."""
+    """Tasks 0 … count − 1 of one kind. `work` does those that it draws, up to `grain` at a time, from its iterator."""
 
-    def __init__(self, count: int, work: Callable[[Iterator[int]], None]) -> None:
+    def __init__(self, count: int, work: Callable[[Iterator[range]], None], grain: int = 1) -> None:
         self.count = count
+        self._grain = grain
         self.given = 0
         self._work = work
         self._finished = 0
@@ -26,22 +27,23 @@ class Stage:
     def run(self, interrupted: Interrupted = None) -> None:
         """Work until no task is left, and until those that other threads have drawn are finished."""
         try:
-            self._work(self._numbers(interrupted))
+            self._work(self._drawn(interrupted))
         except BaseException:
             self._over.set()  # nobody must wait for a task that will never be finished; the caller gets the error
             raise
         if self.given == self.count:
             self._over.wait()
 
-    def _numbers(self, interrupted: Interrupted) -> Iterator[int]:
+    def _drawn(self, interrupted: Interrupted) -> Iterator[range]:
         while interrupted is None or not interrupted():
             with self._lock:
                 if self.given == self.count:
                     return
-                number, self.given = self.given, self.given + 1
-            yield number
+                tasks = range(self.given, min(self.given + self._grain, self.count))
+                self.given = tasks.stop
+            yield tasks
             with self._lock:
-                self._finished += 1
+                self._finished += len(tasks)
                 if self._finished == self.count:
                     self._over.set()
 
@@ -49,7 +51,7 @@ class Stage:
 def share(threads: int, *stages: Stage, interrupted: Interrupted = None) -> int:
     """Run the stages one after the other in that many threads, the caller's among them, with one hand-over for all.
 
-    `interrupted` is asked between two tasks of the last stage. Returns how many of its tasks were done: all, or
+    `interrupted` is asked between two draws of the last stage. Returns how many of its tasks were done: all, or
     only the first ones if it came true.
     """
     *first, last = stages

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from consensus.block import Answer, Block, Body, Header, HeaderCore, PacketUnit, Proof, Unit, Zero
 from consensus.difficulty import median_time
 from consensus.errors import ConsensusError, Reason
@@ -51,6 +53,12 @@ class Candidate:
     def shape(self) -> Shape:
         """Of the unit's product."""
         return self.core.unit.shape
+
+    def another(self) -> Candidate:
+        """See `worker.source.Unit`."""
+        nonce = (int.from_bytes(self.core.nonce, "big") + 1) % 2 ** (8 * len(self.core.nonce))
+        core = msgspec.structs.replace(self.core, nonce=nonce.to_bytes(len(self.core.nonce), "big"))
+        return Candidate(self.tip, core, self.body, core.id, core.seed)
 
 
 class Held(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -21,7 +22,8 @@ from tests.builders import exact, operand
 from tests.node.virtual_time import run
 from worker import loop as loop_module
 from worker.compute import LowPriorityCompute
-from worker.loop import MOST_UNDER_WAY, RETRY_SECONDS, MiningLoop
+from worker.evaluation import evaluate_idle
+from worker.loop import MOST_UNDER_WAY, RETRY_SECONDS, TURN_SECONDS, MiningLoop
 from worker.source import ProductGone, UnitLost, Win
 
 P = ParamSpec("P")
@@ -37,6 +39,9 @@ class FakeUnit:
     core: HeaderCore
     seed: bytes
     shape: Shape
+
+    def another(self) -> None:
+        """There is none."""
 
 
 def unit_of(unit: Zero | PacketUnit, target: int = NEVER, shape: Shape | None = None) -> FakeUnit:
@@ -411,6 +416,59 @@ def test_pauses_do_not_stretch_after_units_that_the_machine_held_up(held_up: int
     assert max(pauses[10 + held_up :]) <= UNIT_SECONDS + 4.5
 
 
+@dataclass(frozen=True)
+class EndlessUnit(FakeUnit):
+    number: int = 0
+
+    def another(self) -> EndlessUnit:  # type: ignore[override]
+        return EndlessUnit(self.core, self.seed, self.shape, self.number + 1)
+
+
+def endless(target: int = NEVER) -> EndlessUnit:
+    unit = unit_of(Zero(64, 4096, 64), target)
+    return EndlessUnit(unit.core, unit.seed, unit.shape)
+
+
+@pytest.mark.parametrize(("duty", "each"), [(1.0, 4), (0.999, 1)])
+def test_at_full_duty_units_follow_each_other_on_the_bench(duty: float, each: int) -> None:
+    async def story() -> None:
+        source, bench, watch = FakeSource(*(endless() for _ in range(3))), SlowBench(), itertools.count()
+        loop = MiningLoop(
+            source,
+            bench=bench,
+            rng=random.Random(1),
+            idle_duty=duty,
+            stopwatch=lambda: next(watch) * TURN_SECONDS / 3.5,
+        )
+        await loop.run(3)
+        assert len(bench.started) == 3
+        assert loop.stats.idle_units == 3 * each
+        assert loop.stats.macs == 3 * each * endless().shape.macs
+
+    run(story())
+
+
+@pytest.mark.parametrize(("target", "stale", "finished"), [(ALWAYS, False, 1), (NEVER, True, 0)])
+def test_a_win_or_a_new_tip_ends_a_turn(target: int, stale: bool, finished: int) -> None:
+    idled = evaluate_idle(endless(target), 1, lambda: stale, lambda: True)
+    assert (idled.finished, idled.unit.number) == (finished, 0)
+    assert (idled.win is not None) == (target == ALWAYS)
+
+
+def test_the_unit_that_wins_is_the_one_that_is_named() -> None:
+    asked = itertools.count(1)
+
+    def another(unit: EndlessUnit) -> EndlessUnit:
+        return endless(ALWAYS if next(asked) == 3 else NEVER)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(EndlessUnit, "another", another)
+        idled = evaluate_idle(endless(), 1, lambda: False, lambda: True)
+    assert idled.finished == 4
+    assert idled.unit.core.target_int == ALWAYS
+    assert idled.win is not None
+
+
 @virtual
 async def test_without_a_duty_for_idle_units_it_waits_for_packets() -> None:
     source, bench = FakeSource(), SlowBench()
@@ -541,7 +599,7 @@ def test_cancelling_leaves_the_bench_at_once() -> None:
     async def story() -> None:
         bench = LowPriorityCompute()
         source = FakeSource(unit_of(Zero(64, 4096, 64), NEVER, Shape(2048, 4096, 2048)))
-        task = asyncio.ensure_future(loop_of(source, bench).run())
+        task = asyncio.ensure_future(MiningLoop(source, bench=bench, rng=random.Random(1)).run())
         await asyncio.sleep(0.2)
         started = time.perf_counter()
         await stop(task)

@@ -54,6 +54,9 @@ class RemoteUnit:
         """Of the unit's product."""
         return self.core.unit.shape
 
+    def another(self) -> None:
+        """None: the node takes back the units that it gave out, and no others."""
+
 
 class RemoteUnits:
     """A `UnitSource` over a node's RPC. Raises `WalletError`: network, node-lies.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -261,9 +262,17 @@ def after(calls: int) -> Callable[[], bool]:
     return interrupted
 
 
+@pytest.fixture
+def short_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A band is a batch, as with operands a hundred times as large."""
+    if has_kernels():
+        monkeypatch.setattr(fast, "_BATCH_MACS", 1)
+
+
 @each_implementation
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("calls", [0, 1, 3])
+@pytest.mark.usefixtures("short_batches")
 def test_an_interrupted_packet_has_its_product_and_no_states(
     implementation: engine.Implementation, threads: int, calls: int
 ) -> None:
@@ -274,6 +283,7 @@ def test_an_interrupted_packet_has_its_product_and_no_states(
 
 
 @each_implementation
+@pytest.mark.usefixtures("short_batches")
 def test_an_interrupted_idle_unit_is_dropped(implementation: engine.Implementation) -> None:
     assert implementation.evaluate_idle(SEED, Shape(320, 64, 64), 1, after(2)) is None
     assert implementation.evaluate_idle(SEED, Shape(320, 64, 64), 1, after(100)) is not None
@@ -285,6 +295,24 @@ def test_an_interrupted_packet_of_zeros_still_has_its_product() -> None:
         evaluation = work.evaluate(SEED, left, right, interrupted=lambda: True)
         assert evaluation.states is None
         assert not evaluation.product.any()
+
+
+@pytest.mark.skipif(not has_kernels(), reason="the portable implementation has no batches")
+def test_batches_of_whatever_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = random_operands(448, 128, 320)
+    once, idle = fast.evaluate(SEED, a, b, 1, None), fast.evaluate_idle(SEED, Shape(448, 128, 320), 1, None)
+    for entries, macs in itertools.product((1, 3 * 64 * 128), (1, 2 * 64 * 128 * 320, 5 * 64 * 128 * 320)):
+        monkeypatch.setattr(fast, "_BATCH_ENTRIES", entries)
+        monkeypatch.setattr(fast, "_BATCH_MACS", macs)
+        for threads in (1, 2):
+            again = fast.evaluate(SEED, a, b, threads, None)
+            assert np.array_equal(again.product, once.product)
+            assert np.array_equal(again.states, once.states)
+            idly = fast.evaluate_idle(SEED, Shape(448, 128, 320), threads, None)
+            assert idle is not None
+            assert idly is not None
+            assert np.array_equal(idly.states, idle.states)
+            assert np.array_equal(fast.multiply(a, b, threads), once.product)
 
 
 # The lottery

@@ -22,6 +22,7 @@ from node.mining.miner import Miner
 from tests.builders import ALICE, BOB, DAVE, ERIN, Key, exact, operand, regtest
 from tests.node.rig import Rig, asynchronous, worker_key
 from tests.node.virtual_time import run
+from worker import loop as loop_module
 from worker.compute import LowPriorityCompute
 
 P = ParamSpec("P")
@@ -260,7 +261,9 @@ class Slow(InlineCompute):
 
 
 @pytest.mark.parametrize(("duty", "units"), [(1.0, 400), (0.25, 100), (0.01, 4), (0.0, 0)])
-def test_idle_units_keep_their_duty(duty: float, units: int) -> None:
+def test_idle_units_keep_their_duty(duty: float, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "TURN_SECONDS", 0)  # of which virtual time knows nothing
+
     async def story() -> None:
         rig = Rig(regtest(**NEVER_WINS))
         miner = miner_of(rig, bench=Slow(), idle_duty=duty, stopwatch=asyncio.get_running_loop().time)

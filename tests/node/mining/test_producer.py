@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from msgspec.structs import replace
 
 from consensus.block import PacketUnit, Zero
 from consensus.codec import encode
@@ -60,6 +61,22 @@ async def test_its_time_is_the_clocks_but_always_above_the_median() -> None:
 async def test_no_two_candidates_share_a_seed() -> None:
     rig = Rig()
     assert len({rig.producer.candidate(rig.producer.idle_unit, MINER.address).seed for _ in range(100)}) == 100
+
+
+@asynchronous
+async def test_another_is_the_same_block_with_a_seed_of_its_own() -> None:
+    rig = Rig()
+    first = rig.producer.candidate(rig.producer.idle_unit, MINER.address)
+    units = [first, *(first := first.another() for _ in range(99))]
+    assert len({unit.seed for unit in units}) == len({unit.id for unit in units}) == 100
+    for unit in units:
+        assert (unit.id, unit.seed) == (unit.core.id, unit.core.seed)
+        assert replace(unit.core, nonce=units[0].core.nonce) == units[0].core
+        assert (unit.tip, unit.body) == (units[0].tip, units[0].body)
+    last = replace(units[0].core, nonce=b"\xff" * 8)
+    assert Candidate(first.tip, last, first.body, last.id, last.seed).another().core.nonce == bytes(8)
+    await rig.intake.block(await rig.seal(units[50]))
+    assert rig.chain.tip.id == units[50].id
 
 
 # --- bodies
