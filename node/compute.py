@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
@@ -19,6 +21,8 @@ T = TypeVar("T")
 
 OVERHEAD_S = 0.0002
 """What a piece of strangers' work costs besides: its frames, on the event loop."""
+BYTE_S = 1.5e-9
+"""What a byte of an answer costs there: copied, encrypted, handed to the system."""
 _HALF_LIFE_S = 10.0
 """What somebody had so long ago counts half."""
 _MAX_REMEMBERED = 1024
@@ -37,6 +41,20 @@ class Compute(Protocol):
         """What `function` returns or raises."""
 
 
+_worked: ContextVar[list[float]] = ContextVar("worked")
+
+
+@contextmanager
+def metered() -> Iterator[list[float]]:
+    """Collects the seconds of processor time of what this task has a `ThreadCompute` do meanwhile."""
+    seconds: list[float] = []
+    token = _worked.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _worked.reset(token)
+
+
 class ThreadCompute:
     """A pool of threads. The kernels, hashes and signatures release the GIL, so they truly run beside the loop."""
 
@@ -46,8 +64,18 @@ class ThreadCompute:
         self._failed = failed
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        worked = _worked.get(None)
+
+        def timed() -> T:
+            started = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if worked is not None:
+                    worked.append(time.thread_time() - started)
+
         try:
-            return await run_on(self._pool, function, *args, **kwargs)
+            return await run_on(self._pool, timed)
         except StorageError as error:
             self._failed(error)
             raise
@@ -116,17 +144,7 @@ class Shares:
 
     async def run(self, asker: Asker, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `function` returns or raises, once it is the asker's turn."""
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
-        self._waiting.setdefault(asker, deque()).append(turn)
-        self._admit()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._release()
-            raise
-
+        await self._turn(asker)
         worked = 0.0
 
         def timed() -> T:
@@ -140,13 +158,30 @@ class Shares:
         def done(task: asyncio.Task[T]) -> None:
             if not task.cancelled():
                 task.exception()  # whoever asked may have left
-            self._charge(asker, worked + OVERHEAD_S)
+            self.charge(asker, worked + OVERHEAD_S)
             self._release()
 
         # A thread cannot be stopped: what has begun is finished, and paid for, even if the asker has left.
-        task = loop.create_task(self._compute.run(timed))
+        task = asyncio.get_running_loop().create_task(self._compute.run(timed))
         task.add_done_callback(done)
         return await asyncio.shield(task)
+
+    async def pay(self, asker: Asker, seconds: float) -> None:
+        """Wait for the asker's turn to do so much work elsewhere."""
+        await self._turn(asker)
+        self.charge(asker, seconds)
+        self._release()
+
+    async def _turn(self, asker: Asker) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(asker, deque()).append(turn)
+        self._admit()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release()
+            raise
 
     def _release(self) -> None:
         self._busy = False
@@ -176,7 +211,8 @@ class Shares:
         self._alarm = None
         self._admit()
 
-    def _charge(self, asker: Asker, seconds: float) -> None:
+    def charge(self, asker: Asker, seconds: float) -> None:
+        """Let work that was done elsewhere count."""
         now = asyncio.get_running_loop().time()
         self._left_s -= seconds
         for one in (asker.household, asker):

@@ -70,10 +70,12 @@ T = TypeVar("T")
 
 logger = logging.getLogger("tilework.node")
 
-READ_THREADS = 4
+READ_THREADS = 2
 """For RPC's reads and hashing, so that they never queue behind the import of a block."""
 PEERS_SHARE = 0.1
-"""Of the machine, for work that peers ask for; their frames, on the event loop, come on top of it."""
+"""Of the machine, for work that peers ask for, and for sending them the answers."""
+CALLS_SHARE = 0.2
+"""Of the machine, for calls over RPC while the node mines."""
 CATCH_UP_SECONDS = 15.0
 """A miner waits for the chain of its peers, but not longer than this without any progress: they may be down."""
 CATCH_UP_LOOK_SECONDS = 0.2
@@ -254,7 +256,9 @@ class Node:
         probes = Probes(health=self.report.health, ready=self.report.ready, metrics=self.metrics.text)
         routes = TensorRoutes(self._context).routes
         info = Info(TITLE, software_version())
-        return RpcServer(settings, info, TABLE, self._context, self._hub, probes, self.metrics.called, routes)
+        share = CALLS_SHARE if self.config.mining.enabled else 1.0
+        shares = Shares(self._reads, share * (os.cpu_count() or 1))
+        return RpcServer(settings, info, TABLE, self._context, self._hub, probes, self.metrics.called, shares, routes)
 
 
 def _warm_kernels() -> None:

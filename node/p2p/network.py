@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from consensus.transaction import Result, Transaction
 from node.chain.chain import Import
 from node.chain.store import StorageError
-from node.compute import Compute, Shares
+from node.compute import BYTE_S, Compute, Shares
 from node.p2p.admission import Admission
 from node.p2p.book import Book, is_acceptable, read_book, write_book
 from node.p2p.dialler import Dialler
@@ -138,7 +138,7 @@ class Network:
         self._downloader = Downloader(chain, intake, self._headers, blocks, compute, limits)
         items = Fetcher(chain.tensors, intake, compute, limits.gossip_bytes, rng, limits.bytes_turn_s)
         self._gossip = Gossip(intake, chain.genesis_hash, items, self._admission.present, shares, limits)
-        self._handlers = self._handler_table()
+        self._handlers = self._handler_table(shares)
 
     @property
     def address(self) -> Endpoint | None:
@@ -344,7 +344,7 @@ class Network:
         genesis = self._chain.genesis_hash
         return Introduction(self._identity, genesis, self._config.agent, port, self._server.status)
 
-    def _handler_table(self) -> Handlers:
+    def _handler_table(self, shares: Shares) -> Handlers:
         """Every request and notice of the message table has its handler here."""
         handlers = Handlers(
             requests={
@@ -362,6 +362,7 @@ class Network:
                 NewBlock: self._headers.note_block,
                 Announce: self._gossip.note_announcement,
             },
+            served=lambda peer, size: shares.charge(peer.asker, size * BYTE_S),
         )
         assert set(handlers.requests) == {row.struct for row in DECLARATIONS if row.role is Role.REQUEST}
         assert set(handlers.notices) == {row.struct for row in DECLARATIONS if row.role is Role.NOTICE}

@@ -135,10 +135,14 @@ Notice: TypeAlias = "Callable[[Peer, Any], None]"
 
 @dataclass(frozen=True)
 class Handlers:
-    """What becomes of a peer's messages: requests are served one after the other, notices are noted at once."""
+    """What becomes of a peer's messages: requests are served one after the other, notices are noted at once.
+
+    `served` hears of the bytes of every answer.
+    """
 
     requests: Mapping[type[Message], Serve]
     notices: Mapping[type[Message], Notice]
+    served: Callable[[Peer, int], None]
 
 
 @dataclass
@@ -427,7 +431,9 @@ class Peer:
                 while self._outgoing_bytes > self._limits.reply_backlog_bytes:
                     self._has_room.clear()
                     await self._has_room.wait()
-                self._queue(encode_frame(answer, request))
+                frame = encode_frame(answer, request)
+                self._handlers.served(self, len(frame))
+                self._queue(frame)
 
     async def _write(self) -> None:
         while True:

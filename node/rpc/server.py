@@ -30,6 +30,7 @@ from yarl import URL
 
 from api.errors import FORBIDDEN, INVALID_REQUEST, LIMIT, NOT_FOUND, TIMEOUT, UNAVAILABLE, ErrorKind
 from api.params import NoParams, Params
+from node.compute import BYTE_S, Asker, Shares, metered
 from node.rpc.jsonrpc import Call, Dispatcher, Observe, RpcError
 from node.rpc.places import Connection, Places
 from node.rpc.registry import Info, Method, Table, openrpc
@@ -44,6 +45,8 @@ _CLOSE_SECONDS = 1.0
 """How long a closing WebSocket may take over its last frames before the connection is cut."""
 _CHUNK_BYTES = 64 << 10
 """An answer leaves in pieces, so that the connection's buffer holds no second copy of it."""
+_CALL_S = 0.0003
+"""What a call costs on the event loop, besides its answer's bytes and what it has done elsewhere."""
 
 _CONNECTION: web.RequestKey[Connection] = web.RequestKey("connection", Connection)
 
@@ -270,7 +273,8 @@ def _is_address(name: str) -> bool:
 class RpcServer(Generic[N]):
     """Serves a table of methods about `node`, the hub's topics, the probes, and extra `routes` under the same rules.
 
-    A handler of an extra route may raise `RpcError`: the client gets it as JSON with the kind's HTTP status.
+    A handler of an extra route may raise `RpcError`: the client gets it as JSON with the kind's HTTP status. Calls have
+    their share of the node's time: whoever calls much waits for itself.
     """
 
     def __init__(
@@ -282,6 +286,7 @@ class RpcServer(Generic[N]):
         hub: Hub,
         probes: Probes,
         observe: Observe,
+        shares: Shares,
         routes: Iterable[web.AbstractRouteDef] = (),
     ) -> None:
         assert not any(method.name in table for method in _OWN), "the table redeclares a method of the server"
@@ -289,6 +294,7 @@ class RpcServer(Generic[N]):
         self._table = table
         self._node = node
         self._hub = hub
+        self._shares = shares
         self._probes = probes
         names = frozenset(method.name for method in every_method(table))
         self._dispatcher = Dispatcher(names, call_seconds=config.call_seconds, observe=observe)
@@ -395,13 +401,24 @@ class RpcServer(Generic[N]):
 
     # Calls
 
-    def _call(self, feed: Feed | None) -> Call:
-        client = _Client(self._document, self._hub, feed)
+    def _call(self, connection: Connection, feed: Feed | None) -> Call:
+        client, shares = _Client(self._document, self._hub, feed), self._shares
+        asker = Asker(connection.household, id(connection).to_bytes(8))
 
-        async def call(name: str, params: Raw) -> bytes:
+        async def invoke(name: str, params: Raw) -> bytes:
             if name in _OWN:
                 return await _OWN[name].invoke(client, params)
             return await self._table[name].invoke(self._node, params)
+
+        async def call(name: str, params: Raw) -> bytes:
+            await shares.pay(asker, _CALL_S)
+            with metered() as seconds:
+                try:
+                    answer = await invoke(name, params)
+                finally:
+                    shares.charge(asker, sum(seconds))
+            shares.charge(asker, len(answer) * BYTE_S)
+            return answer
 
         return call
 
@@ -419,7 +436,7 @@ class RpcServer(Generic[N]):
             except TimeoutError:
                 return _refusal(408, TIMEOUT, "The body did not arrive in time", "Send it faster.")
             with connection.busy():
-                answer = await self._dispatcher.respond(body, self._call(None), share.grow)
+                answer = await self._dispatcher.respond(body, self._call(connection, None), share.grow)
                 if answer is None:
                     return web.Response(status=204)
                 if len(answer) <= _CHUNK_BYTES:
@@ -451,7 +468,7 @@ class RpcServer(Generic[N]):
         await ws.prepare(request)
         feed = Feed(self._config.subscriptions, self._config.queue_bytes)
         slots = self._config.calls_in_flight
-        socket = _Socket(ws, connection, self._room, feed, self._dispatcher, self._call(feed), slots)
+        socket = _Socket(ws, connection, self._room, feed, self._dispatcher, self._call(connection, feed), slots)
         self._sockets.add(socket)
         self._hub.attach(feed)
         try:

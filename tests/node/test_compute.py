@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from node.chain.store import StorageError
-from node.compute import Asker, Shares, ThreadCompute
+from node.compute import Asker, InlineCompute, Shares, ThreadCompute, metered
 
 
 def test_the_hook_is_told_on_the_loop_and_the_caller_gets_the_error() -> None:
@@ -142,6 +142,60 @@ def test_work_that_is_cancelled_under_way_is_paid_for_all_the_same() -> None:
         started = asyncio.get_running_loop().time()
         await shares.run(asker("a"), lambda: None)
         assert asyncio.get_running_loop().time() - started >= 0.25, "0.05 s of work, at a tenth of the time"
+        compute.close()
+
+    asyncio.run(story())
+
+
+def test_what_is_paid_for_elsewhere_counts_against_the_share() -> None:
+    async def story() -> None:
+        clockwork = Clockwork()
+        shares = Shares(clockwork, share=0.5, burst_s=0.1, timer=clockwork.timer)
+        started = asyncio.get_running_loop().time()
+        for _ in range(5):
+            await shares.pay(asker("a"), 0.02)
+        assert asyncio.get_running_loop().time() - started < 0.1, "a burst is free"
+        shares.charge(asker("a"), 0.1)
+        await shares.run(asker("b"), clockwork.work, "b", 0.01)
+        assert asyncio.get_running_loop().time() - started >= 0.1 / 0.5, "a debt is everybody's"
+
+    asyncio.run(story())
+
+
+def test_a_turn_that_is_cancelled_holds_up_nobody() -> None:
+    async def story() -> None:
+        shares = Shares(InlineCompute(), share=0.5, burst_s=0.01)
+        shares.charge(asker("a"), 0.1)
+        waiting = [asyncio.create_task(shares.pay(asker("a"), 0.0)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*waiting[1:])
+        assert waiting[0].cancelled()
+
+    asyncio.run(story())
+
+
+def test_what_a_task_has_done_on_threads_is_metered_for_it_alone() -> None:
+    def busy(seconds: float) -> None:
+        started = time.thread_time()
+        while time.thread_time() - started < seconds:
+            pass
+
+    async def story() -> None:
+        compute = ThreadCompute(2)
+
+        async def task(seconds: float) -> float:
+            with metered() as worked:
+                await compute.run(busy, seconds)
+                await asyncio.create_task(compute.run(busy, seconds))
+            await compute.run(busy, 0.05)
+            assert len(worked) == 2
+            return sum(worked)
+
+        long, short = await asyncio.gather(task(0.03), task(0.01))
+        assert long >= 0.06
+        assert 0.02 <= short < long
         compute.close()
 
     asyncio.run(story())

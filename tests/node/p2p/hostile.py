@@ -89,7 +89,9 @@ class Swarm:
         requests = {row.struct: missing for row in DECLARATIONS if row.role is Role.REQUEST}
         requests |= {GetPeers: nobody, **self._answers(number)}
         notices = {row.struct: lambda peer, message: None for row in DECLARATIONS if row.role is Role.NOTICE}
-        peer = Peer(connection, False, acquaintance, Handlers(requests, notices), self._limits)
+        peer = Peer(
+            connection, False, acquaintance, Handlers(requests, notices, lambda _peer, _size: None), self._limits
+        )
         async with asyncio.timeout(self._session_s):
             await peer.run()
 

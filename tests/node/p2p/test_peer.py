@@ -87,6 +87,7 @@ class Wild:
         self.wire = wire
         self.peer = peer
         self.noted: list[Message] = []
+        self.served: list[tuple[Peer, int]] = []
 
     async def send(self, message: Message, request: int = 0) -> None:
         await self.wire.send(encode_frame(message, request))
@@ -122,7 +123,8 @@ async def session(inbound: bool = True, **changes: Any) -> AsyncIterator[Wild]:
         await gate.wait()
         return BodyBytes(bytes(request.id)) if request.id == BLOCK else NotFound()
 
-    handlers = Handlers({GetBody: serve}, {Announce: lambda peer, message: wild.noted.append(message)})
+    notices = {Announce: lambda peer, message: wild.noted.append(message)}
+    handlers = Handlers({GetBody: serve}, notices, lambda *answer: wild.served.append(answer))
     peer = Peer(ours, inbound, Acquaintance(identity("dialler").key, "wild", 0, STATUS), handlers, limits)
     wild = Wild(theirs, peer)
     wild.gate = gate  # type: ignore[attr-defined]  # for the one test that closes it
@@ -293,6 +295,8 @@ async def test_requests_are_served_in_order() -> None:
         await wild.send(GetBody(bytes(32)), 6)
         assert await wild.heard(BodyBytes) == (BodyBytes(BLOCK), 5)
         assert await wild.heard(NotFound) == (NotFound(), 6)
+        answers = encode_frame(BodyBytes(BLOCK), 5), encode_frame(NotFound(), 6)
+        assert wild.served == [(wild.peer, len(answer)) for answer in answers]
 
 
 @virtual

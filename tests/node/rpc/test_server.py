@@ -17,6 +17,7 @@ from yarl import URL
 
 from api.errors import INTERNAL_ERROR, NOT_FOUND
 from api.params import NoParams, Params
+from node.compute import InlineCompute, Shares
 from node.rpc import places
 from node.rpc.jsonrpc import MAX_BATCH_ANSWER_BYTES, RpcError
 from node.rpc.places import LEAST_BYTES, STALL_SECONDS
@@ -93,7 +94,7 @@ async def node_break(_node: Node, _params: NoParams) -> int:
 class Harness:
     """A running server with everything that was injected into it."""
 
-    def __init__(self, config: RpcConfig) -> None:
+    def __init__(self, config: RpcConfig, shares: Shares | None = None) -> None:
         self.node = Node()
         self.hub = Hub(TABLE.topics)
         self.status = Readiness(True)
@@ -107,6 +108,7 @@ class Harness:
             self.hub,
             Probes(lambda: Readiness(True), lambda: self.status, lambda: b"tilework_height 7\n"),
             lambda method, _seconds, outcome: self.observed.append((method, outcome)),
+            shares or Shares(InlineCompute(), 1e9),
             [web.put("/tensor/{name}", self.upload)],
         )
 
@@ -243,7 +245,9 @@ def test_table_cannot_redeclare_the_servers_methods() -> None:
 
     probes = Probes(lambda: Readiness(True), lambda: Readiness(True), lambda: b"")
     with pytest.raises(AssertionError):
-        RpcServer(RpcConfig(), Info("T", "1"), mine, Node(), Hub(()), probes, lambda *_row: None)
+        RpcServer(
+            RpcConfig(), Info("T", "1"), mine, Node(), Hub(()), probes, lambda *_row: None, Shares(InlineCompute(), 1.0)
+        )
 
 
 # --- HTTP

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 
 from consensus.tensor import COLUMNS, ROWS, Tensor
-from node.compute import ThreadCompute
+from node.compute import Shares, ThreadCompute
 from node.rpc import tensors
 from node.rpc.context import Context
 from node.rpc.methods.table import TABLE
@@ -58,7 +58,17 @@ async def running() -> AsyncIterator[Site]:
     probes = Probes(lambda: Readiness(True), lambda: Readiness(True), lambda: b"")
     routes = TensorRoutes(context).routes
     config = RpcConfig(shutdown_seconds=0.2)
-    server = RpcServer(config, Info("Test", "1"), TABLE, context, Hub(TABLE.topics), probes, lambda *_: None, routes)
+    server = RpcServer(
+        config,
+        Info("Test", "1"),
+        TABLE,
+        context,
+        Hub(TABLE.topics),
+        probes,
+        lambda *_: None,
+        Shares(compute, 1e9),
+        routes,
+    )
     async with server.serving() as url, aiohttp.ClientSession() as session:
         yield Site(world, str(url).rstrip("/"), session)
     compute.close()

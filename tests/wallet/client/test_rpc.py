@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from api.errors import NOT_FOUND, REJECTED
 from api.params import NoParams, Params
+from node.compute import InlineCompute, Shares
 from node.rpc.jsonrpc import RpcError as ServerError
 from node.rpc.registry import Info, Table
 from node.rpc.server import Probes, Readiness, RpcConfig, RpcServer
@@ -78,7 +79,16 @@ async def running(**config: Any) -> AsyncIterator[tuple[Hub, str]]:
     hub = Hub(TABLE.topics)
     probes = Probes(lambda: Readiness(True), lambda: Readiness(True), lambda: b"")
     config = {"shutdown_seconds": 0.2, **config}
-    server = RpcServer(RpcConfig(**config), Info("Test", "1"), TABLE, None, hub, probes, lambda *_row: None)
+    server = RpcServer(
+        RpcConfig(**config),
+        Info("Test", "1"),
+        TABLE,
+        None,
+        hub,
+        probes,
+        lambda *_row: None,
+        Shares(InlineCompute(), 1e9),
+    )
     async with server.serving() as url:
         yield hub, str(url)
 
