@@ -21,9 +21,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from msgspec.structs import replace
+
 from consensus.codec import encode
+from consensus.rules import payloads
 from consensus.transaction import Output, Result, ResultBody, Transaction, Transfer, TxBody
 from consensus.transition import genesis_transition
+from devnet import keys
 from node import genesis
 from node.p2p.handshake import Introduction, Refused, greet_listener
 from node.p2p.identity import from_seed
@@ -41,12 +46,15 @@ from node.p2p.messages import (
     Ping,
     Pong,
     Status,
+    Strip,
+    TensorStrips,
     decode_payload,
     encode_frame,
     read_prefix,
+    strips_expected,
 )
 from node.p2p.transport import Connection, ConnectionLost, Endpoint, TlsTransport
-from tests.builders import Key
+from tests.builders import ChainBuilder, Key
 from tests.node.p2p.door.test_frames import UPGRADE, frame
 
 HOST = "127.0.0.1"
@@ -224,6 +232,70 @@ def unpayable(kind: Kind) -> Callable[[dict[str, Any]], Any]:
     return attack
 
 
+async def withheld(facts: dict[str, Any]) -> None:
+    """Ten identities that announce ids, 256 each time, and never hand one over."""
+
+    async def announce(connection: Connection) -> None:
+        while True:
+            ids = tuple(os.urandom(32) for _ in range(256))
+            await connection.send(encode_frame(Announce(Kind.TRANSACTION, ids)))
+            await asyncio.sleep(0.12)
+
+    async def hear(connection: Connection) -> None:
+        while True:
+            await _answer_ping(connection, await connection.receive())
+
+    async def one() -> None:
+        async with Stranger(facts).connected() as connection:
+            await together(announce(connection), hear(connection))
+
+    await many(one)
+
+
+def jobs(first_nonce: int, answer_s: float) -> Callable[[dict[str, Any]], Any]:
+    """Ten identities that offer paid jobs with operands of a megabyte, and take `answer_s` for each message of them."""
+
+    async def attack(facts: dict[str, Any]) -> None:
+        rules = genesis.load(Path(facts["genesis"]))
+        chain, hash_ = ChainBuilder(rules, worked=False), Stranger(facts).genesis
+        noise = np.random.default_rng()
+
+        def offer(number: int, nonce: int) -> Transaction:
+            left, right = (noise.integers(-63, 64, (1024, 1024), dtype=np.int8) for _ in range(2))
+            payload = chain.job(Key("poor"), left, right, expiry=facts["height"] + 90).payload
+            owner = keys.account(number)
+            body = TxBody(owner.public_key, nonce, 10, 1, 10**6, payload)
+            return owner.transaction(replace(body, gas_limit=payloads.intrinsic_gas(rules, body)), hash_)
+
+        offers = [offer(number, first_nonce + nonce) for number in range(8) for nonce in range(3)]
+        stock = {tx.body.txid(hash_): encode(tx) for tx in offers}
+
+        async def answer(connection: Connection, message: Message, request: int) -> None:
+            if isinstance(message, GetItems):
+                found = tuple(stock[name] for name in message.ids if name in stock)
+                await connection.send(encode_frame(Items(found), request))
+            elif isinstance(message, GetTensor):
+                await asyncio.sleep(answer_s)
+                tensor = chain.tensors.tensor(message.commitment)
+                assert tensor is not None
+                numbers = range(message.first, message.first + strips_expected(tensor.spec, message.first))
+                strips = tuple(Strip(tensor.strip(number), tensor.path(number)) for number in numbers)
+                await connection.send(encode_frame(TensorStrips(tensor.spec, message.first, strips), request))
+
+        async def one() -> None:
+            async with Stranger(facts).connected() as connection, asyncio.TaskGroup() as group:
+                await connection.send(encode_frame(Announce(Kind.TRANSACTION, tuple(stock))))
+                while True:
+                    data = await connection.receive()
+                    await _answer_ping(connection, data)
+                    code, request = read_prefix(data)
+                    group.create_task(answer(connection, decode_payload(BY_CODE[code], data), request))
+
+        await many(one)
+
+    return attack
+
+
 async def known(facts: dict[str, Any]) -> None:
     """Ten identities that announce one known id, 256 times in each of fifty messages a second."""
     data = encode_frame(Announce(Kind.TRANSACTION, (bytes.fromhex(facts["txid"]),) * 256))
@@ -323,6 +395,9 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "unpayable transactions": unpayable(Kind.TRANSACTION),
     "Results of nobody": unpayable(Kind.RESULT),
     "one known id, again and again": known,
+    "ids never handed over": withheld,
+    "jobs whose operands drip": jobs(0, 8.0),
+    "jobs behind a gap of nonces": jobs(1, 0.0),
     "peers that never read": unread,
     "claims of work": claims,
     "300 silent RPC connections": rpc_silent,

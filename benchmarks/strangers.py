@@ -84,10 +84,11 @@ measure = run
 def _attacked(name: str, victim: RealNode, honest: RealNode, payer: _Payer, facts: dict[str, Any]) -> list[Row]:
     txid = payer.pay()
     until(lambda: _has(victim, txid), "a payment")
-    told = facts | {"txid": txid, "tip": victim.call("chain_info")["tip"]}
+    info = victim.call("chain_info")
+    told = facts | {"txid": txid, "tip": info["tip"], "height": info["height"]}
     alone, quiet = _watched(victim, payer, facts, BEFORE_S)
     with _attack(name, told):
-        time.sleep(SETTLE_S)
+        time.sleep(SETTLE_S if "jobs" not in name else 2 * SETTLE_S)  # which have operands to hash
         under, seen = _watched(victim, payer, facts, DURING_S)
         behind = victim.height() - honest.height()
     calls = sorted(seen.calls)

@@ -10,7 +10,7 @@ escrow of all accounts that are his, in grains.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -108,7 +108,9 @@ class Economy:
         self.strategy = strategy
         funded = (USER, OWNER, *WORKERS, *SPARES)
         allocations = tuple(Allocation(key.address, _FUNDS) for key in funded)
-        self.chain = ChainBuilder(regtest(genesis_time_ms=GENESIS_TIME_MS, allocations=allocations), worked=False)
+        # Another genesis for each seed, or the first packets would be dealt alike in all of them.
+        rules = regtest(genesis_time_ms=GENESIS_TIME_MS + 1000 * setting.seed, allocations=allocations)
+        self.chain = ChainBuilder(rules, worked=False)
         self.mine = WORKERS[: setting.places]
         self.owned = {key.address for key in (OWNER, *self.mine, *SPARES)}
         self.events: list[Event] = []
@@ -190,13 +192,12 @@ def compare(setting: Setting, strategy: Strategy, baseline: Strategy) -> tuple[O
     return Economy(setting, strategy).run(), Economy(setting, baseline).run()
 
 
-def advantage(setting: Setting, strategy: Callable[[], Strategy], baseline: Callable[[], Strategy], seeds: int) -> int:
-    """Grains that the strategy gains more than the honest one, on average over so many seeds, rounded up."""
-    total = 0
-    for seed in range(seeds):
-        played, honest = compare(replace(setting, seed=seed), strategy(), baseline())
-        total += played.grains - honest.grains
-    return -(-total // seeds)
+def advantages(
+    setting: Setting, strategy: Callable[[], Strategy], baseline: Callable[[], Strategy], seeds: Iterable[int]
+) -> list[int]:
+    """Grains that the strategy gains more than the honest one, with each seed."""
+    pairs = [compare(replace(setting, seed=seed), strategy(), baseline()) for seed in seeds]
+    return [played.grains - honest.grains for played, honest in pairs]
 
 
 @lru_cache

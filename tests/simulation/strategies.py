@@ -59,6 +59,13 @@ class Withholding(Strategy):
         return False
 
 
+class Lapsing(Strategy):
+    """Let every fourth packet lapse, as if by mistake."""
+
+    def answers_now(self, economy: Economy, packet_id: bytes, packet: Packet) -> bool:
+        return packet_id[0] % 4 > 0
+
+
 class Delaying(Strategy):
     """Answer in the last block of the window: no fine, but the place is taken meanwhile."""
 
@@ -105,6 +112,13 @@ class Purchase(Strategy):
         return []
 
 
+class Spiting(Purchase):
+    """Withhold the packets of a rival owner, and answer those of one's own jobs."""
+
+    def answers_now(self, economy: Economy, packet_id: bytes, packet: Packet) -> bool:
+        return economy.is_owners(packet)
+
+
 class Cancelling(Purchase):
     """Cancel as soon as the products are in gossip; with `censor`, also keep their Results out of one's own blocks."""
 
@@ -134,6 +148,26 @@ class OthersLeftOut(Strategy):
 
     def admitted(self, economy: Economy, results: list[Result]) -> list[Result]:
         return [result for result in results if result.body.worker in economy.owned]
+
+
+class Crowding(OthersLeftOut):
+    """Flood the market with jobs of one's own besides, so that others' answers find no room."""
+
+    def transactions(self, economy: Economy) -> list[Transaction]:
+        return [economy.job(OWNER, 12, 12, MARKET_PRICE).transaction]
+
+
+class Jamming(Strategy):
+    """Keep dear packets that no worker's bond can stand for at the head of the queue: escrow returns as they expire."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def transactions(self, economy: Economy) -> list[Transaction]:
+        self._turn += 1
+        if self._turn % 8 != 1:
+            return []
+        return [economy.job(OWNER, 12, 12, 100 * MARKET_PRICE).transaction]
 
 
 class Enough(Strategy):
@@ -249,7 +283,7 @@ class Case:
 
     Attributes:
         margin: grains by which it loses at least, whatever the share; None for those that can win (docs/economics.md).
-        seeds: how many runs even out the luck of the dealing.
+        seeds: how many runs even out the luck of the dealing, in the tests; the benchmark makes more.
     """
 
     name: str
@@ -273,6 +307,9 @@ LOSING = (
     Case("withholding answers", lambda: Withholding(False), _MARKET, 8 * TILE, seeds=3),
     Case("withholding answers, bond refilled", lambda: Withholding(True), _MARKET, 8 * TILE, seeds=3),
     Case("answering in the last block only", Delaying, _MARKET, TILE // 50, seeds=4),
+    Case("letting every fourth packet lapse", Lapsing, _MARKET, TILE, seeds=6),
+    Case("withholding a rival's packets only", Spiting, _MARKET, 8 * TILE, Purchase, seeds=3),
+    Case("crowding out others' answers with own jobs", Crowding, _MARKET, TILE, seeds=2),
     Case("withholding dear packets, 4 fees burned", lambda: Withholding(False), _DEAR, 20 * TILE, seeds=3),
     Case("withholding dear packets, bond refilled", lambda: Withholding(True), _DEAR, 20 * TILE, seeds=3),
     Case("hoarding places with 20 identities", Hoarding, _MARKET, 50 * TILE),
@@ -286,5 +323,6 @@ LIMITS = (
     Case("only as many Results as are needed", Enough, _SPARE_PACKETS, None, seeds=3),
     Case("dodging packets that the draw would deal", Dodging, _MARKET, None, seeds=3),
     Case("locking bonds for places that are never able", Diluting, _MARKET, None, seeds=3),
+    Case("jamming the queue's head", Jamming, _MARKET, None, seeds=2),
     Case("completing one's own job early", Undercutting, _QUIET, None, Asking, seeds=6),
 )

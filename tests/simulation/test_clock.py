@@ -31,6 +31,7 @@ class Clockwork:
 
     Attributes:
         now_s: the real time since genesis.
+        lead_s, liars: by how much the times of that share of the blocks are ahead.
         missed, answered: packets.
         intervals: real seconds between blocks, oldest first.
     """
@@ -46,8 +47,8 @@ class Clockwork:
         self.windows: list[float] = []
         self._luck = random.Random(seed)
         self._answer_s = answer_s
-        self._lead_s = lead_s
-        self._liars = liars
+        self.lead_s = lead_s
+        self.liars = liars
         self._held: dict[bytes, float] = {}
         self._jobs = 0
         self.mine([self.chain.register(worker, packets=2) for worker in WORKERS])
@@ -76,7 +77,7 @@ class Clockwork:
         took_s = max(QUICKEST_S, self._luck.expovariate(1 / mean_s))
         self.now_s += took_s
         self.intervals.append(took_s)
-        lead_s = self._lead_s if self._luck.random() < self._liars else 0.0
+        lead_s = self.lead_s if self._luck.random() < self.liars else 0.0
         earliest_ms = sorted(chain.tip.context().times_ms)[len(chain.tip.context().times_ms) // 2] + 1
         time_ms = max(earliest_ms, MAINNET.genesis_time_ms + round((self.now_s + lead_s) * 1000))
         ready = [packet for packet, dealt_s in self._held.items() if self.now_s - dealt_s >= self._answer_s]
@@ -124,6 +125,35 @@ def test_after_a_pause_of_hours_nobody_honest_is_fined_and_the_spacing_is_back_s
     assert 0.6 < statistics.mean(clock.intervals[-200:]) / 30 < 1.6
     assert clock.missed == 0
     assert clock.answered > 40
+
+
+@pytest.mark.parametrize("rate", [1.0, 1_000.0])
+@pytest.mark.parametrize("lead_s", [-60.0, -HOUR])
+def test_half_of_the_blocks_with_times_held_back_only_lengthen_windows(lead_s: float, rate: float) -> None:
+    clock = Clockwork(1, answer_s=1e9, lead_s=lead_s, liars=0.5)
+    clock.work(40)
+    clock.work(300, rate=rate)
+    while clock.missed < 4:
+        clock.work(20)
+    assert min(clock.windows) >= 150
+
+
+@pytest.mark.parametrize("held_s", [0.0, 30.0, 60.0])
+def test_who_makes_every_block_and_holds_times_back_shortens_a_window_by_as_much(held_s: float) -> None:
+    """The limit that docs/economics.md states: all blocks are the liar's, who deals at an old time and then hurries."""
+    clock = Clockwork(2, answer_s=1e9)
+    clock.mine(rate=1_000.0)
+    clock.liars = 1.0
+    clock.pause(held_s)
+    clock.lead_s = -held_s
+    offer = clock.chain.job(ALICE, operand(64, 64, 7), operand(64, 64, 99), price=1, max_base_fee=10)
+    clock.mine([offer.transaction], rate=1_000.0)
+    assert clock.chain.held(offer)
+    while not clock.missed:
+        stamped_s = (clock.chain.tip.header.core.time_ms - MAINNET.genesis_time_ms) / 1000
+        clock.lead_s = min(60.0, stamped_s + MAINNET.spacing_ms / 4000 - clock.now_s)  # a tick with every block
+        clock.mine(rate=1_000.0)
+    assert clock.windows[0] == pytest.approx(90 - held_s, abs=15)
 
 
 @pytest.mark.parametrize("rate", [1.0, 1_000.0])

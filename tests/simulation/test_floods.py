@@ -88,6 +88,29 @@ def test_jamming_the_head_of_the_queue_delays_others_by_one_round_of_it(dear: in
     assert cost > dear * 1_000, "gas for each packet and its bytes, and the escrow until it expires"
 
 
+def test_withholding_delays_a_packet_by_a_window_and_a_fine_for_each_time_it_draws_a_withholder() -> None:
+    """Half of the places withhold: a packet draws one of them once on average before it draws somebody honest."""
+    chain = ChainBuilder(regtest(), worked=False)
+    honest, withholders, fine = (DAVE, ERIN), (FRANK, GRACE), chain.params.min_reserve
+    chain.mine([chain.register(worker) for worker in honest], count=2)
+    chain.mine([chain.register(worker, bond=60 * fine) for worker in withholders], count=9)
+    bonds = sum(chain.worker(worker).bond for worker in withholders)
+    misses = []
+    for seed in range(30):
+        group = small(chain, seed)
+        seen = [chain.register(worker, bond=0) for worker in withholders]
+        node, waited, missed = chain.mine([group.transaction, *seen]), 0, 0
+        while not any(isinstance(event, Answered) for event in node.transition.events):
+            holder = chain.holder(group.packets[0])
+            node = chain.mine(results=chain.answers(group) if holder in honest else [])
+            missed += sum(isinstance(event, Missed) for event in node.transition.events)
+            waited += 1
+        assert waited <= missed * (chain.params.window + 2) + 2, "and nothing else delays it"
+        misses.append(missed)
+    assert 0.4 < statistics.mean(misses) < 2.5
+    assert bonds - sum(chain.worker(worker).bond for worker in withholders) == sum(misses) * fine
+
+
 def test_places_that_are_never_able_delay_others_as_the_share_of_able_ones_says() -> None:
     """One able place in 257: a packet finds it in a block with chance 1 − (1 − 1/257)⁶⁴, which is 22 %."""
     chain = ChainBuilder(regtest(), worked=False)
