@@ -22,9 +22,10 @@ from consensus.params import TILE
 from consensus.shape import Shape
 from tests.simulation.economy import advantages
 from tests.simulation.strategies import LIMITS, LOSING
+from worker.source import IDLE_SHAPE
 
 SEED = bytes(range(32))
-IDLE = (512, 2048, 512)
+IDLE = tuple(IDLE_SHAPE)
 # m, k, n
 SHAPES = (
     (64, 64, 64),

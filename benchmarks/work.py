@@ -16,6 +16,7 @@ from benchmarks._bench import Row, interleaved_medians, main, median_time, run_a
 from consensus import work
 from consensus.shape import Shape
 from consensus.work.unit import Int8
+from worker.source import IDLE_SHAPE
 
 SEED = bytes(range(32))
 # No ticket wins here, so that a search looks at every tile.
@@ -27,7 +28,6 @@ SHAPES: dict[tuple[int, int, int], tuple[float | None, int]] = {
     (1024, 4096, 1024): (1.3, 9),
     (2048, 2048, 2048): (None, 7),
 }
-IDLE = Shape(256, 2048, 256)
 
 
 def run() -> list[Row]:
@@ -73,13 +73,13 @@ def _units(shape: tuple[int, int, int], target: float | None, rounds: int) -> li
 
 
 def _idle_unit() -> list[Row]:
-    unit = median_time(lambda: work.evaluate_idle(SEED, IDLE), 100)
+    unit = median_time(lambda: work.evaluate_idle(SEED, IDLE_SHAPE), 100)
     return [
         Row(
-            "idle unit of the networks, 256×2048×256",
+            f"idle unit of the networks, {'×'.join(map(str, IDLE_SHAPE))}",
             1000 * unit,
             "ms",
-            note=f"{math.prod(IDLE) / unit / 1e9:.0f} GMAC/s",
+            note=f"{math.prod(IDLE_SHAPE) / unit / 1e9:.0f} GMAC/s",
         ),
     ]
 

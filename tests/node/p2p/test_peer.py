@@ -491,6 +491,23 @@ async def test_a_peer_that_does_not_read_is_dropped_and_costs_little() -> None:
 
 
 @virtual
+async def test_no_more_answers_are_made_for_a_peer_that_has_not_taken_those_before() -> None:
+    async with session(send_s=10_000.0, reply_backlog_bytes=64 << 10) as wild:
+        ahead = encode_frame(BodyBytes(bytes(1 << 20)), 1)
+        for _ in range(3):  # two fit into the transport
+            wild.peer._queue(ahead)
+            await asyncio.sleep(0.1)
+        for number in range(2, 12):
+            await wild.send(GetBody(BLOCK), number)
+        await asyncio.sleep(5)
+        assert wild.served == []
+        answers = [await wild.heard(BodyBytes) for _ in range(3 + 10)]
+        assert [number for _, number in answers[3:]] == list(range(2, 12))
+        assert len(wild.served) == 10
+        assert not wild.peer.is_gone
+
+
+@virtual
 async def test_the_score_decays() -> None:
     async with session(ping_interval_s=10_000.0, score_half_life_s=100.0) as wild:
         _, number = await wild.heard(Ping)
