@@ -17,7 +17,7 @@ from yarl import URL
 
 from api.errors import INTERNAL_ERROR, NOT_FOUND
 from api.params import NoParams, Params
-from node.compute import InlineCompute, Shares
+from node.compute import InlineCompute, Shares, ThreadCompute
 from node.rpc import places
 from node.rpc.jsonrpc import MAX_BATCH_ANSWER_BYTES, RpcError
 from node.rpc.places import LEAST_BYTES, STALL_SECONDS
@@ -48,6 +48,7 @@ class Node:
         self.cancelled = 0
         self.began = asyncio.Event()
         self.stopped = asyncio.Event()
+        self.compute = ThreadCompute(1)
 
 
 TABLE: Table[Node] = Table()
@@ -83,6 +84,19 @@ async def node_wait(node: Node, params: Wait) -> str:
 async def node_tell(_node: Node, params: Wait) -> str:
     """A MiB for every second."""
     return "x" * int(params.seconds * 2**20)
+
+
+@TABLE.method("node_work")
+async def node_work(node: Node, params: Wait) -> int:
+    """Keep a thread busy."""
+
+    def work() -> int:
+        started = time.thread_time()
+        while time.thread_time() - started < params.seconds:
+            pass
+        return 1
+
+    return await node.compute.run(work)
 
 
 @TABLE.method("node_break")
@@ -146,8 +160,8 @@ def request(method: str, *params: object, request_id: int = 1) -> str:
 
 
 @asynccontextmanager
-async def running(**config: Any) -> AsyncIterator[tuple[Harness, Browser]]:
-    harness = Harness(RpcConfig(**{"shutdown_seconds": 0.2, **config}))
+async def running(shares: Shares | None = None, **config: Any) -> AsyncIterator[tuple[Harness, Browser]]:
+    harness = Harness(RpcConfig(**{"shutdown_seconds": 0.2, **config}), shares)
     async with harness.server.serving() as url, aiohttp.ClientSession() as session:
         yield harness, Browser(url, session)
 
@@ -181,6 +195,37 @@ def test_post_call_batch_and_notification() -> None:
             status, answer = await browser.post("{")
             assert (status, answer["error"]["code"]) == (200, -32700)
             assert harness.observed == [("math_add", "OK")] * 4 + [("(none)", "PARSE_ERROR")]
+
+    scenario(body)
+
+
+@pytest.mark.parametrize("method", ["math_add", "no_such"])
+def test_who_calls_much_waits_for_itself_and_others_pass(method: str) -> None:
+    """A hundred calls are a share at once, the next hundred take a second and a half, another connection's no time."""
+
+    async def body() -> None:
+        shares = Shares(InlineCompute(), share=0.02, burst_s=0.03)
+        async with running(shares) as (_, browser), aiohttp.ClientSession() as session:
+            crowd = Browser(browser.url, session)
+            batch = f"[{','.join(request(method, 1, 1) for _ in range(100))}]"
+            flood = [asyncio.create_task(crowd.post(batch)) for _ in range(2)]
+            await asyncio.sleep(0.3)
+            assert (await browser.call("math_add", 2, 3))["result"] == 5
+            assert not all(task.done() for task in flood)
+            assert [len(answers) for _, answers in await asyncio.gather(*flood)] == [100, 100]
+
+    scenario(body)
+
+
+def test_what_threads_did_for_a_call_and_the_bytes_of_its_answer_count() -> None:
+    async def body() -> None:
+        shares = Shares(InlineCompute(), share=1e-9, burst_s=0.002)
+        async with running(shares, call_seconds=0.3) as (_, browser):
+            assert "result" in await browser.call("node_tell", 4)
+            assert (await browser.call("math_add", 2, 3))["error"]["data"]["name"] == "TIMEOUT"
+        async with running(Shares(InlineCompute(), share=1e-9, burst_s=0.002), call_seconds=0.3) as (_, browser):
+            assert "result" in await browser.call("node_work", 0.01)
+            assert (await browser.call("math_add", 2, 3))["error"]["data"]["name"] == "TIMEOUT"
 
     scenario(body)
 
@@ -226,6 +271,7 @@ def test_discover_describes_the_servers_own_methods_too() -> None:
                 "math_add",
                 "node_wait",
                 "node_tell",
+                "node_work",
                 "node_break",
             ]
             assert names == [method.name for method in every_method(TABLE)]
