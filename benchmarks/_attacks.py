@@ -413,6 +413,5 @@ async def _answer_ping(connection: Connection, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    os.nice(19)  # as the victim's mining: on a machine of two cores they are rivals for it
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
     asyncio.run(ATTACKS[sys.argv[1]](json.loads(sys.stdin.readline())))

@@ -19,7 +19,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-OVERHEAD_S = 0.0002
+OVERHEAD_S = 0.0003
 """What a piece of strangers' work costs besides: its frames, on the event loop."""
 BYTE_S = 1.5e-9
 """What a byte of an answer costs there: copied, encrypted, handed to the system."""

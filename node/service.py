@@ -74,7 +74,7 @@ READ_THREADS = 2
 """For RPC's reads and hashing, so that they never queue behind the import of a block."""
 PEERS_SHARE = 0.1
 """Of the machine, for work that peers ask for, and for sending them the answers."""
-CALLS_SHARE = 0.2
+CALLS_SHARE = 0.15
 """Of the machine, for calls over RPC while the node mines."""
 CATCH_UP_SECONDS = 15.0
 """A miner waits for the chain of its peers, but not longer than this without any progress: they may be down."""
