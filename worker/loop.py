@@ -1,10 +1,9 @@
 """The mining loop: makes the packets that its worker holds, and idle units while there are none.
 
-The event loop only decides; units run on the bench, idle ones many in a row, so that a busy one does not slow
-them down. Each packet is computed once, as the unit of a fresh candidate. If
-a ticket wins, the block answers the packet; if not, or if a better block came first, the product is finished all the
-same and sent as a signed Result, while the next unit runs. A packet that comes again (its block was undone, or its
-answer lost) is sent again, not computed again.
+The event loop only decides; units run on the bench, idle ones many in a row, so that a busy one does not slow them
+down. Each packet is computed once, as the unit of a fresh candidate. If a ticket wins, the block answers the packet; if
+not, or if a better block came first, the product is finished all the same and sent as a signed Result, while the next
+unit runs. A packet that comes again (its block was undone, or its answer lost) is sent again, not computed again.
 """
 
 from __future__ import annotations
