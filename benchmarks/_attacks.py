@@ -132,8 +132,7 @@ async def idle(facts: dict[str, Any]) -> None:
 
     async def one() -> None:
         async with Stranger(facts).connected() as connection:
-            while True:
-                await _answer_ping(connection, await connection.receive())
+            await _listen(connection)
 
     await many(one, 70)
 
@@ -220,8 +219,7 @@ def unpayable(kind: Kind) -> Callable[[dict[str, Any]], Any]:
                 code, request = read_prefix(data)
                 message = decode_payload(BY_CODE[code], data)
                 if isinstance(message, GetItems):
-                    found = tuple(stock[name] for name in message.ids if name in stock)
-                    await connection.send(encode_frame(Items(found), request))
+                    await _hand_over(connection, stock, message, request)
 
         async def one() -> None:
             async with Stranger(facts).connected() as connection:
@@ -241,13 +239,9 @@ async def withheld(facts: dict[str, Any]) -> None:
             await connection.send(encode_frame(Announce(Kind.TRANSACTION, ids)))
             await asyncio.sleep(0.12)
 
-    async def hear(connection: Connection) -> None:
-        while True:
-            await _answer_ping(connection, await connection.receive())
-
     async def one() -> None:
         async with Stranger(facts).connected() as connection:
-            await together(announce(connection), hear(connection))
+            await together(announce(connection), _listen(connection))
 
     await many(one)
 
@@ -272,8 +266,7 @@ def jobs(first_nonce: int, answer_s: float) -> Callable[[dict[str, Any]], Any]:
 
         async def answer(connection: Connection, message: Message, request: int) -> None:
             if isinstance(message, GetItems):
-                found = tuple(stock[name] for name in message.ids if name in stock)
-                await connection.send(encode_frame(Items(found), request))
+                await _hand_over(connection, stock, message, request)
             elif isinstance(message, GetTensor):
                 await asyncio.sleep(answer_s)
                 tensor = chain.tensors.tensor(message.commitment)
@@ -327,8 +320,7 @@ async def claims(facts: dict[str, Any]) -> None:
 
     async def one() -> None:
         async with Stranger(facts).connected(Status(2**62, os.urandom(32), b"\xff" * 32)) as connection:
-            while True:
-                await _answer_ping(connection, await connection.receive())
+            await _listen(connection)
 
     await many(one)
 
@@ -404,6 +396,17 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "RPC clients that never read": rpc_unread,
     "names of no method": rpc_names,
 }
+
+
+async def _hand_over(connection: Connection, stock: dict[bytes, bytes], message: GetItems, request: int) -> None:
+    found = tuple(stock[name] for name in message.ids if name in stock)
+    await connection.send(encode_frame(Items(found), request))
+
+
+async def _listen(connection: Connection) -> None:
+    """Answer pings, and do nothing else."""
+    while True:
+        await _answer_ping(connection, await connection.receive())
 
 
 async def _answer_ping(connection: Connection, data: bytes) -> None:

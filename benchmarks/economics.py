@@ -101,6 +101,7 @@ def _strategies() -> list[Row]:
 
 
 def _strategy(number: int) -> Row:
+    """Of a case by its number: its functions cannot be sent to another process."""
     case = (*LOSING, *LIMITS)[number]
     seeds = range(_SEEDS if case.margin is not None else _SEEDS_OF_LUCK)
     means, notes = [], []

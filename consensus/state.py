@@ -14,7 +14,7 @@ from typing import Annotated, Generic, Protocol, TypeVar
 import msgspec
 from msgspec import Meta
 
-from consensus.codec import U16, U32, U63, Address, Amount, Hash, PublicKey, Value, encode
+from consensus.codec import U16, U32, U63, Address, Amount, Hash, PublicKey, Value, decoder_of, encode
 from consensus.proofs import trie
 from consensus.tensor import OfOperands
 
@@ -246,7 +246,7 @@ class Table(Generic[R]):
         self.prefix = prefix
         self.kind = record
         self.holdings = holdings
-        self._decode = msgspec.msgpack.Decoder(record).decode
+        self._decode = decoder_of(record).decode
 
     def key(self, *parts: bytes | int) -> bytes:
         """The prefix and the parts, integers as 8 bytes big-endian, so that keys sort by them."""

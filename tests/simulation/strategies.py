@@ -157,17 +157,14 @@ class Crowding(OthersLeftOut):
         return [economy.job(OWNER, 12, 12, MARKET_PRICE).transaction]
 
 
-class Jamming(Strategy):
+class Jamming(Purchase):
     """Keep dear packets that no worker's bond can stand for at the head of the queue: escrow returns as they expire."""
 
     def __init__(self) -> None:
-        self._turn = 0
+        super().__init__(packets=12, every=8)
 
-    def transactions(self, economy: Economy) -> list[Transaction]:
-        self._turn += 1
-        if self._turn % 8 != 1:
-            return []
-        return [economy.job(OWNER, 12, 12, 100 * MARKET_PRICE).transaction]
+    def offer(self, economy: Economy) -> Job:
+        return economy.job(OWNER, self.packets, self.packets, 100 * MARKET_PRICE)
 
 
 class Enough(Strategy):
