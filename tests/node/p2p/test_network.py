@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from consensus.codec import encode
-from node.compute import ThreadCompute
+from node.compute import BYTE_S, OVERHEAD_S, Asker, ThreadCompute
 from node.p2p.handshake import Introduction, Refused, greet_listener
 from node.p2p.limits import DEFAULT
 from node.p2p.messages import Announce, GetItems, Items, Kind, Leave, Message, Status
@@ -55,6 +55,26 @@ async def test_transactions_reach_everybody_once() -> None:
         await asyncio.sleep(1)
         assert sum(len(request.ids) for request in served) <= 40
         assert [item for item in c.announced if item in transactions] == transactions
+
+
+@virtual
+async def test_the_bytes_of_every_answer_are_counted_against_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    a, b = net.add("a"), net.add("b", "a")
+    asked = b.identity.key
+    counted: list[float] = []
+
+    def charge(asker: Asker, seconds: float) -> None:
+        assert asker.key == asked
+        counted.append(seconds)
+
+    monkeypatch.setattr(a.shares, "charge", charge)
+    await a.mine(3)
+    async with net:
+        await until(lambda: b.chain.tip.height == 3)
+        (peer,) = a.network.peers()
+        answers = [seconds for seconds in counted if seconds != OVERHEAD_S]  # which is for the work, in no time here
+        assert 800 < sum(answers) / BYTE_S < peer.bytes_out, "three headers, and not what it was told unasked"
 
 
 @virtual
