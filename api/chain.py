@@ -225,11 +225,33 @@ class Fees(Struct, frozen=True):
     gas_limit: Count
 
 
+MovementKind: TypeAlias = Literal[
+    "genesis", "sent", "received", "fee", "escrow", "refund", "packet", "block", "bond", "bond-back", "miss"
+]
+
+
 class MovementView(Struct, frozen=True):
-    """Grains that came to (or, below zero, left) an account. `reference` is a transaction, packet, job or block id."""
+    """Grains that came to (or, below zero, left) an account in the block at `height`, made at `time_ms`.
+
+    `amount` is the change of its balance, the `fee` of a transaction of its own included; `bond` that of its bond as a
+    worker. What was earned by a block is on the balance from the height `matures_at` on. The amounts that have matured
+    add up to the balance, and the bonds to the bond.
+
+    `reference` is the id of the block for `block`, `bond-back` and `genesis`, of the packet for `packet` and `miss`, of
+    the transaction (which is a job's id, too) for the rest; `job` is a packet's. `counterparty` is who was paid (null:
+    more than one) or who paid. A `fee` is all that was paid for a transaction that moved nothing else, or failed (`ok`
+    false).
+    """
 
     height: Count
-    kind: Literal["sent", "received", "packet", "escrow", "refund", "block"]
+    kind: MovementKind
     amount: int
     reference: Hash
     time_ms: Count
+    fee: Count = 0
+    bond: int = 0
+    counterparty: str | None = None
+    memo: Hex = ""
+    job: Hash | None = None
+    matures_at: Count | None = None
+    ok: bool = True

@@ -14,6 +14,8 @@ MAX_WORKERS = 1000
 MAX_MOVEMENTS = 1000
 MAX_RESULT_BYTES = 256
 MAX_ANSWER_BYTES = 256
+REPLACEMENT_PERCENT = 10
+"""By how much more a transaction must offer, in tip and in all, to take the place of one that waits under its nonce."""
 
 
 class Params(Struct, frozen=True, forbid_unknown_fields=True):

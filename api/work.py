@@ -105,7 +105,8 @@ class WorkerView(Struct, frozen=True):
     `places` is how many packets it may hold at once; of its `bond`, `reserved` stands for those that it holds now and
     burns if they are missed. `min_price`, `max_unit_bytes` and `places` are in force; `announced` is what replaces
     them. `seen` is when it last gave a sign of life. `paid`, `burned` and `missed` are its record: grains earned,
-    grains of those fees burned, packets not answered.
+    grains of those fees burned, packets not answered. `lost` is what of its bond has burned with those, of all time, in
+    blocks that this node has seen (`worker_list` does not say).
     """
 
     address: str
@@ -123,6 +124,7 @@ class WorkerView(Struct, frozen=True):
     burned: Count
     missed: Count
     held: tuple[Hash, ...]
+    lost: Count = 0
 
 
 class UnitOffer(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What happened to jobs and packets, block by block: the raw material of "who held it, and why was I not paid?".
+"""What happened to jobs, packets and bonds, block by block: the raw material of "who held it, and why was I not paid?".
 
 Events are derived from blocks and hashed into nothing; a node indexes them.
 """
@@ -94,7 +94,15 @@ class Closed(Value, frozen=True, tag=7):
     why: Ending
 
 
-Event: TypeAlias = Opened | Dealt | Answered | Missed | Dropped | Completed | Cancelled | Closed
+class Returned(Value, frozen=True, tag=8):
+    """A worker that had retired is gone, and its bond is back on its account."""
+
+    worker: Address
+    bond: Amount
+
+
+JobEvent: TypeAlias = Opened | Dealt | Answered | Missed | Dropped | Completed | Cancelled | Closed
+Event: TypeAlias = JobEvent | Returned
 
 
 class Receipt(Value, frozen=True):

@@ -7,8 +7,10 @@ network library.
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ from tilework.options import (
     account_option,
     choose_account,
     confirm,
+    dry_run_option,
     fee_option,
     keystore_option,
     max_fee_grains,
@@ -31,7 +34,7 @@ from tilework.options import (
 from tilework.output import CliError, Command, Group, emit, notice, wants_json
 from wallet.accounts.amounts import format_tile
 from wallet.accounts.keystore import Keystore
-from wallet.errors import ExitCode
+from wallet.errors import ExitCode, WalletError
 
 if TYPE_CHECKING:
     from api.work import Explanation, JobView
@@ -39,9 +42,13 @@ if TYPE_CHECKING:
     from wallet.accounts.keys import SigningKey
     from wallet.client.job import Job, Progress
     from wallet.client.offers import Offer
+    from wallet.client.purse import Awaited
 
 DEVNET = Path(".devnet")
 """Where `tilework devnet up` describes the network that it runs, seen from the directory that it was started in."""
+
+CLOSING_SECONDS = 60.0
+"""How long a job whose product is here may take to close, which says what it has cost in the end."""
 
 output_option = click.option(
     "-o",
@@ -50,6 +57,7 @@ output_option = click.option(
     required=True,
     help="Where to write the product, as .npy (int32).",
 )
+force_option = click.option("--force", is_flag=True, help="Replace the output file if there is one.")
 timeout_option = click.option(
     "--timeout",
     "timeout_seconds",
@@ -93,8 +101,10 @@ def job() -> None:
     help="How often to offer packets that nobody answered.",
 )
 @click.option("--wait/--no-wait", default=True, help="Wait for the product, or only submit.")
+@force_option
 @timeout_option
 @fee_option
+@dry_run_option
 @yes_option
 @rpc_option
 @account_option
@@ -110,8 +120,10 @@ def submit(
     life: int | None,
     attempts: int,
     wait: bool,
+    force: bool,
     timeout_seconds: float | None,
     max_fee: str | None,
+    dry_run: bool,
     yes: bool,
     url: str,
     account_name: str | None,
@@ -124,41 +136,55 @@ def submit(
     """
     from wallet.client.client import Client
     from wallet.client.matrices import load_matrix
+    from wallet.client.purse import Purse
+    from wallet.client.transactions import max_fee as most_of
 
-    _check_output(output)
+    _check_output(output, force, x, w)
     left, right = load_matrix(x), load_matrix(w)
     account = choose_account(keystore, account_name)
     memory_bound = None if memory_mib is None else int(memory_mib * (1 << 20))
+    limit = max_fee_grains(max_fee)
 
-    async def ask() -> Offer:
+    async def ask() -> tuple[Offer, int]:
         async with Client(url, prefix=account.prefix) as client:
-            return await client.offer(left, right, price=price, packets=packets, life=life, memory_bound=memory_bound)
+            offer = await client.offer(left, right, price=price, packets=packets, life=life, memory_bound=memory_bound)
+            purse = Purse(client.gateway, client.network, account.public_key, limit)
+            bodies = await purse.prepare([part.payload for part in offer.parts], "the job")
+            return offer, sum(map(most_of, bodies))
 
-    resume = ""
+    def resume(ids: Sequence[str]) -> str:
+        return _resume(ids, x, w, output, force)
 
-    async def buy(offer: Offer, key: SigningKey) -> None:
-        nonlocal resume
-        async with Client(url, key, prefix=account.prefix, max_fee_grains=max_fee_grains(max_fee)) as client:
-            ordered = await client.order(offer, attempts=attempts)
-            summary = {"jobs": ordered.ids, "packets": offer.packets, "price": offer.price}
-            resume = f"tilework job result {','.join(ordered.ids)} {x} {w} -o {output}"
-            if not wait:
-                emit(summary, f"submitted; for the product: {resume}")
-                return
-            notice(f"submitted; should this be interrupted: {resume}")
-            await _finish(ordered, output, timeout_seconds, summary)
-
-    offer = asyncio.run(ask())
-    notice(_described(offer))
+    offer, fees = asyncio.run(ask())
+    summary: dict[str, object] = {
+        "packets": offer.packets,
+        "price": offer.price,
+        "escrow_grains": offer.escrow,
+        "max_fee_grains": fees,
+        "max_cost_grains": offer.escrow + fees,
+    }
+    if dry_run:
+        emit(summary | {"status": "not sent"}, f"would submit {_described(offer, fees, attempts)}")
+        return
+    notice(_described(offer, fees, attempts))
     confirm("Submit it?", yes)
     key = unlock(keystore, account, password_file)
-    try:
-        asyncio.run(buy(offer, key))
-    except KeyboardInterrupt:
-        if not resume:
-            raise
-        message = "interrupted; the job goes on"
-        raise CliError("interrupted", message, f"for the product: {resume}", ExitCode.INTERRUPTED) from None
+    ordered: Job | None = None
+
+    async def buy() -> None:
+        nonlocal ordered
+        async with Client(url, key, prefix=account.prefix, max_fee_grains=limit, journal=keystore.journal) as client:
+            ordered = client.job(offer, attempts=attempts, resume=resume, tell=notice)
+            await ordered.place(offer)
+            summary["jobs"] = ordered.ids
+            if not wait:
+                emit(summary, f"submitted; for the product: {resume(ordered.ids)}")
+                return
+            notice(f"submitted; should this be interrupted: {resume(ordered.ids)}")
+            await _finish(ordered, output, force, timeout_seconds, summary)
+
+    with _naming(lambda: () if ordered is None else ordered.ids, resume):
+        asyncio.run(buy())
 
 
 @job.command()
@@ -166,33 +192,47 @@ def submit(
 @click.argument("x", type=click.Path(path_type=Path))
 @click.argument("w", type=click.Path(path_type=Path))
 @output_option
+@force_option
 @timeout_option
 @rpc_option
-def result(jobs: str, x: Path, w: Path, output: Path, timeout_seconds: float | None, url: str) -> None:
+@keystore_option
+def result(
+    jobs: str,
+    x: Path,
+    w: Path,
+    output: Path,
+    force: bool,
+    timeout_seconds: float | None,
+    url: str,
+    keystore: Keystore,
+) -> None:
     """Fetch the product of JOB, submitted earlier with the matrices in the files X and W.
 
-    A product that took several jobs needs them all, separated by commas.
+    A product that took several jobs needs them all, separated by commas. A job that was signed and has not arrived at
+    the node is sent now: it can only be paid once.
     """
     from wallet.client.client import Client
     from wallet.client.matrices import load_matrix
 
-    _check_output(output)
+    _check_output(output, force, x, w)
     left, right = load_matrix(x), load_matrix(w)
+    ids = jobs.split(",")
 
     async def fetch() -> None:
-        async with Client(url) as client:
-            ordered = await client.attach(jobs.split(","), left, right)
-            await _finish(
-                ordered, output, timeout_seconds, {"jobs": ordered.ids, "packets": len(ordered.slices.packets)}
-            )
+        async with Client(url, journal=keystore.journal) as client:
+            ordered = await client.attach(ids, left, right)
+            summary: dict[str, object] = {"jobs": ordered.ids, "packets": len(ordered.slices.packets)}
+            await _finish(ordered, output, force, timeout_seconds, summary)
 
-    asyncio.run(fetch())
+    with _naming(lambda: ids, lambda ids: _resume(ids, x, w, output, force)):
+        asyncio.run(fetch())
 
 
 @job.command()
 @click.argument("job_id", metavar="JOB")
 @rpc_option
-def status(job_id: str, url: str) -> None:
+@keystore_option
+def status(job_id: str, url: str, keystore: Keystore) -> None:
     """Show how far JOB is, and what it has cost."""
     from wallet.client.gateway import Gateway
     from wallet.client.job import unknown_job
@@ -200,9 +240,14 @@ def status(job_id: str, url: str) -> None:
     async def look() -> JobView:
         async with Gateway(url) as gateway:
             view = await gateway.job(job_id)
-            if view is None:
+            if view is not None:
+                return view
+            signed = keystore.journal.find(job_id)
+            if signed is None or not signed.resume:
                 raise unknown_job(job_id)
-            return view
+            message = f"job {job_id} was signed here, and the node does not have it"
+            fix = f"to go on with that very job: {signed.resume}"
+            raise CliError("job-not-found", message, fix, ExitCode.NOT_FOUND, [job_id])
 
     view = asyncio.run(look())
     escrow, where = (view.escrow, "held") if view.refund is None else (view.refund, "returned")
@@ -227,18 +272,26 @@ def status(job_id: str, url: str) -> None:
 @account_option
 @keystore_option
 def list_(everybody: bool, limit: int, url: str, account_name: str | None, keystore: Keystore) -> None:
-    """Show the account's jobs, newest first."""
+    """Show the account's jobs, newest first: before those on the chain what was signed here and is not there yet."""
     from wallet.client.gateway import Gateway
+    from wallet.client.purse import look_up
 
     owner = None if everybody else choose_account(keystore, account_name).address_text
 
-    async def look() -> list[JobView]:
+    async def look() -> tuple[list[Awaited], list[JobView]]:
         async with Gateway(url) as gateway:
-            return await gateway.jobs(owner, limit)
+            network = await gateway.network()
+            awaited = await look_up(gateway, network, keystore.journal, owner, kind="job")
+            return awaited, await gateway.jobs(owner, limit)
 
-    jobs = asyncio.run(look())
-    lines = [f"{v.job}  {v.status:<9}  {v.done:>4} of {v.packets:<4}  {format_tile(v.paid)} TILE" for v in jobs]
-    emit({"jobs": jobs}, "\n".join(lines) or "no jobs yet: tilework job submit x.npy w.npy -o c.npy")
+    awaited, jobs = asyncio.run(look())
+    waiting = [one for one in awaited if one.state != "confirmed"]
+    lines = [_waiting_line(one) for one in waiting]
+    lines += [f"{v.job}  {v.status:<9}  {v.done:>4} of {v.packets:<4}  {format_tile(v.paid)} TILE" for v in jobs]
+    emit(
+        {"waiting": [one.fields() for one in waiting], "jobs": jobs},
+        "\n".join(lines) or "no jobs yet: tilework job submit x.npy w.npy -o c.npy",
+    )
 
 
 @job.command()
@@ -284,7 +337,8 @@ def cancel(
     account = choose_account(keystore, account_name)
 
     async def withdraw(key: SigningKey) -> list[str]:
-        async with Client(url, key, prefix=account.prefix, max_fee_grains=max_fee_grains(max_fee)) as client:
+        limit = max_fee_grains(max_fee)
+        async with Client(url, key, prefix=account.prefix, max_fee_grains=limit, journal=keystore.journal) as client:
             return await client.cancel([job_id])
 
     confirm(f"Cancel {job_id}?", yes)
@@ -334,7 +388,7 @@ def demo(
     key = unlock(keystore, account, password_file)
 
     async def run() -> demorun.Report:
-        async with Client(url, key, prefix=account.prefix) as client:
+        async with Client(url, key, prefix=account.prefix, journal=keystore.journal) as client:
             return await demorun.run(client, load_demo(), packets, price, notice)
 
     report = asyncio.run(run())
@@ -355,8 +409,15 @@ def _local_devnet() -> Record | None:
         return None
 
 
-def _check_output(output: Path) -> None:
-    """Before anything is paid: the product must have somewhere to go."""
+def _check_output(output: Path, force: bool, *inputs: Path) -> None:
+    """Before anything is paid: the product must have somewhere to go, and not onto what is to be kept."""
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            message = f"{output} is one of the matrices: the product must not replace it"
+            raise CliError("file-exists", message, "name another file with -o", ExitCode.USAGE)
+    if os.path.lexists(output) and not force:
+        fix = "name another file with -o, or give --force to replace it"
+        raise CliError("file-exists", f"{output} exists already", fix, ExitCode.USAGE)
     try:
         with tempfile.TemporaryFile(dir=output.parent):
             pass
@@ -366,24 +427,60 @@ def _check_output(output: Path) -> None:
         raise CliError("file-not-written", message, fix, ExitCode.USAGE) from error
 
 
-def _described(offer: Offer) -> str:
+def _described(offer: Offer, fees: int, attempts: int) -> str:
     grid = offer.slices.grid
+    again = " (each further attempt costs such fees again)" if attempts > 1 else ""
     return (
-        f"{grid.shape}: {offer.packets} packets of at most "
-        f"{grid.unit_bytes / (1 << 20):.1f} MiB in {len(offer.parts)} job(s) at "
-        f"{format_tile(offer.price)} TILE per 2⁴⁰ of weight: {format_tile(offer.escrow)} TILE in escrow, and fees; "
-        f"{offer.able} of {offer.places} places work for that"
+        f"{grid.shape}: {offer.packets} packets of at most {grid.unit_bytes / (1 << 20):.1f} MiB in "
+        f"{len(offer.parts)} job(s) at {format_tile(offer.price)} TILE per 2⁴⁰ of weight; "
+        f"{offer.able} of {offer.places} places work for that\n"
+        f"  escrow  {format_tile(offer.escrow)} TILE, which pays for answers; what has none comes back\n"
+        f"  fees    at most {format_tile(fees)} TILE{again}\n"
+        f"  in all  at most {format_tile(offer.escrow + fees)} TILE"
     )
 
 
-async def _finish(ordered: Job, output: Path, timeout_seconds: float | None, summary: dict[str, object]) -> None:
+def _resume(ids: Sequence[str], x: Path, w: Path, output: Path, force: bool) -> str:
+    """The command that fetches the product of jobs."""
+    paths = [shlex.quote(str(path)) for path in (x, w, output)]
+    return f"tilework job result {','.join(ids)} {paths[0]} {paths[1]} -o {paths[2]}" + " --force" * force
+
+
+@contextmanager
+def _naming(ids: Callable[[], Sequence[str]], resume: Callable[[Sequence[str]], str]) -> Iterator[None]:
+    """Whatever fails once there are jobs names them, and says how to go on where they do."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (known := ids()):
+            raise
+        message = f"interrupted; the job goes on: {', '.join(known)}"
+        fix = f"for the product: {resume(known)}"
+        raise CliError("interrupted", message, fix, ExitCode.INTERRUPTED, known) from None
+    except WalletError as error:
+        if not (known := ids()):
+            raise
+        lost_sight = error.exit_code in (ExitCode.NETWORK, ExitCode.TIMEOUT)
+        fix = f"do not pay again. The job goes on; for the product: {resume(known)}" if lost_sight else error.fix
+        raise WalletError(error.code, error.message, fix, error.exit_code).naming(known, "job") from error
+
+
+def _waiting_line(one: Awaited) -> str:
+    line = f"{one.txid}  {one.state:<9}  {one.signed.what}"
+    return line + (f"\n    the node does not have it; {one.advice}" if one.state == "unknown" else "")
+
+
+async def _finish(
+    ordered: Job, output: Path, force: bool, timeout_seconds: float | None, summary: dict[str, object]
+) -> None:
     """Wait for the product, write it, and say what it cost."""
     from wallet.client.matrices import save_matrix
 
     with _progress_bar() as show:
         product = await ordered.result(timeout_seconds, show)
-    await asyncio.to_thread(save_matrix, output, product)
-    cost, last = await ordered.cost(), ordered.snapshot()
+    await asyncio.to_thread(save_matrix, output, product, replace=force)
+    notice(f"{output}: {product.shape[0]}×{product.shape[1]}, checked; waiting for the job to close")
+    cost, last = await ordered.final_cost(CLOSING_SECONDS), ordered.snapshot()
     outcome = {
         "output": str(output),
         "rows": product.shape[0],
@@ -393,7 +490,13 @@ async def _finish(ordered: Job, output: Path, timeout_seconds: float | None, sum
         "cost": cost,
     }
     won = f", and won {len(last.blocks_won)} block(s)" if last.blocks_won else ""
-    paid = f"{format_tile(cost.paid)} TILE to {last.workers} worker(s), {format_tile(cost.fees)} TILE in fees"
+    paid = (
+        f"{format_tile(cost.total)} TILE: {format_tile(cost.paid)} to {last.workers} worker(s), "
+        f"{format_tile(cost.fees)} in fees"
+    )
+    if cost.refunded or cost.held:
+        held = f", {format_tile(cost.held)} still in escrow" if cost.held else ""
+        paid += f" ({format_tile(cost.refunded)} came back{held})"
     emit(summary | outcome, f"{output}: {product.shape[0]}×{product.shape[1]}, checked; cost {paid}{won}")
 
 

@@ -83,6 +83,11 @@ rpc_option = click.option(
 yes_option = click.option("--yes", is_flag=True, help="Do not ask before paying.")
 """Passes `yes: bool`, for `confirm`."""
 
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show what would be sent and what it may cost; stop there."
+)
+"""Passes `dry_run: bool`."""
+
 fee_option = click.option(
     "--fee", "max_fee", metavar="TILE", help="The most to pay in fees [default: 1 TILE; usually far less is asked]."
 )

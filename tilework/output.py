@@ -166,7 +166,9 @@ def _explain(error: Exception) -> WalletError:
 
 def _print_error(error: WalletError, *, as_json: bool) -> None:
     if as_json:
-        fields = {"code": error.code, "message": error.message, "fix": error.fix}
+        fields: dict[str, object] = {"code": error.code, "message": error.message, "fix": error.fix}
+        if error.txids:
+            fields |= {"txid": error.txids[-1], "txids": error.txids}
         click.echo(msgspec.json.encode(fields).decode(), err=True)
     else:
         click.echo(f"error: {error.message} ({error.code})\n  fix: {error.fix}", err=True)

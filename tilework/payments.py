@@ -1,4 +1,4 @@
-"""The commands of `tilework wallet` that talk to a node: balance, send, history, pay, watch.
+"""The commands of `tilework wallet` that talk to a node: balance, send, pay, watch, resend, bump, cancel.
 
 What they do is in `wallet.client.payments`, imported when one of them runs: help needs no network library.
 """
@@ -6,9 +6,11 @@ What they do is in `wallet.client.payments`, imported when one of them runs: hel
 from __future__ import annotations
 
 import asyncio
-import time
+import functools
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +19,7 @@ from tilework.options import (
     account_option,
     choose_account,
     confirm,
+    dry_run_option,
     fee_option,
     keystore_option,
     max_fee_grains,
@@ -32,21 +35,9 @@ from wallet.accounts.payment import PaymentRequest
 from wallet.errors import ExitCode
 
 if TYPE_CHECKING:
-    from api.chain import MovementView
-    from wallet.client.payments import Payment
+    from wallet.client.payments import Payment, Settled
+    from wallet.client.purse import Sent
 
-_WHY = {
-    "sent": "sent",
-    "received": "received",
-    "packet": "pay for a packet",
-    "escrow": "escrow of a job",
-    "refund": "escrow returned",
-    "block": "mined a block",
-}
-
-dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Show what would be sent and what it may cost; stop there."
-)
 wait_option = click.option(
     "--wait",
     "confirmations",
@@ -62,6 +53,164 @@ timeout_option = click.option(
     metavar="SECONDS",
     help="Give up waiting after that (status 6).",
 )
+tip_option = click.option(
+    "--tip",
+    type=click.IntRange(0),
+    metavar="GRAINS",
+    help="What to offer miners, in grains per gas [default: what it takes now].",
+)
+nonce_option = click.option(
+    "--nonce",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Instead of the account's next: takes the place of what waits under it. "
+    "`tilework wallet bump` and `cancel` are easier.",
+)
+
+
+class Payer:
+    """Pays: asks, unlocks, sends, waits, and says what came of it."""
+
+    def __init__(
+        self,
+        url: str,
+        keystore: Keystore,
+        password_file: Path | None,
+        dry_run: bool,
+        yes: bool,
+        confirmations: int,
+        timeout_seconds: float | None,
+    ) -> None:
+        self._url = url
+        self._keystore = keystore
+        self._password_file = password_file
+        self._dry_run = dry_run
+        self._yes = yes
+        self._confirmations = confirmations
+        self._timeout_seconds = timeout_seconds
+
+    def pay(
+        self,
+        account_name: str | None,
+        request: PaymentRequest,
+        max_fee: int | None,
+        tip: int | None,
+        nonce: int | None,
+    ) -> None:
+        """Fulfil a request."""
+        from wallet.client import payments
+        from wallet.client.purse import Wish
+
+        account = choose_account(self._keystore, account_name)
+        payment = asyncio.run(payments.prepare_payment(self._url, account, request, max_fee, Wish(tip, nonce)))
+        assert request.amount_grains is not None
+        plan = {
+            "from": account.address_text,
+            "to": payment.network.address_text(request.address),
+            "amount_grains": request.amount_grains,
+            "amount": format_tile(request.amount_grains),
+            "memo": request.memo,
+        }
+        lines = [f"pay {plan['amount']} TILE", f"  from  {plan['from']}", f"  to    {plan['to']}"]
+        if request.memo:
+            lines.append(f"  memo  {request.memo}")
+        self._carry_out(account, payment, plan, "\n".join(lines))
+
+    def replace(self, txid: str, max_fee: int | None, tip: int | None, *, cancel: bool) -> None:
+        """Send what takes the place of a transaction that waits."""
+        from wallet.client import payments
+
+        call = payments.prepare_replacement(self._url, self._keystore.journal, txid, max_fee, tip, cancel=cancel)
+        payment, before = asyncio.run(call)
+        account = self._keystore.owner(before.transaction.body.address)
+        plan = {"replaces": txid, "tip": payment.body.tip, "what": payment.note.what}
+        doing = "never pay" if cancel else "offer higher fees for"
+        self._carry_out(account, payment, plan, f"{doing} {txid}\n  which  {payment.note.what}")
+
+    def _carry_out(self, account: Account, payment: Payment, plan: dict[str, object], text: str) -> None:
+        from wallet.client import payments
+
+        plan |= {
+            "max_fee_grains": payment.max_fee_grains,
+            "max_fee": format_tile(payment.max_fee_grains),
+            "nonce": payment.body.nonce,
+            "txid": payment.txid.hex(),
+        }
+        text += f"\n  fee   at most {plan['max_fee']} TILE"
+        if self._dry_run:
+            emit(plan | {"status": "not sent"}, f"would {text}")
+            return
+        notice(text)
+        confirm("Send it?", self._yes)
+        key = unlock(self._keystore, account, self._password_file)
+        signed = ""
+
+        def note(sent: Sent) -> None:
+            nonlocal signed
+            signed = sent.txid.hex()
+            notice(f"transaction {signed}")
+            plan.update(txid=signed, nonce=sent.transaction.body.nonce)
+
+        call = payments.deliver(
+            self._url,
+            self._keystore.journal,
+            payment,
+            key,
+            self._confirmations,
+            self._timeout_seconds,
+            notice,
+            note,
+        )
+        try:
+            settled = asyncio.run(call)
+        except KeyboardInterrupt:
+            if not signed:
+                raise
+            raise _interrupted(signed) from None
+        emit(plan | {name: getattr(settled, name) for name in settled.__struct_fields__}, _outcome(settled))
+
+
+def _interrupted(txid: str) -> CliError:
+    message = f"interrupted; transaction {txid} may have been sent"
+    fix = f"do not pay again. This asks, and sends the same one if need be: tilework wallet resend {txid}"
+    return CliError("interrupted", message, fix, ExitCode.INTERRUPTED, [txid])
+
+
+def _outcome(settled: Settled) -> str:
+    if settled.height is None:
+        return f"sent: {settled.txid}"
+    return f"confirmed in block {settled.height}, {settled.confirmations} times: {settled.txid}"
+
+
+def payer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that every command has which pays; passes `payer: Payer`."""
+
+    @functools.wraps(command)
+    def with_payer(
+        *,
+        url: str,
+        keystore: Keystore,
+        password_file: Path | None,
+        dry_run: bool,
+        yes: bool,
+        confirmations: int,
+        timeout_seconds: float | None,
+        **others: Any,
+    ) -> None:
+        command(Payer(url, keystore, password_file, dry_run, yes, confirmations, timeout_seconds), **others)
+
+    options = (dry_run_option, yes_option, wait_option, timeout_option, rpc_option, password_option, keystore_option)
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), with_payer)
+
+
+def _txid(_context: click.Context, _argument: click.Parameter, text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        fix = "copy all 64 digits; `tilework wallet history` shows them"
+        raise CliError("txid-invalid", f"{text[:80]!r} is not the id of a transaction", fix, ExitCode.USAGE)
+    return text
+
+
+txid_argument = click.argument("txid", callback=_txid)
 
 
 @click.command(cls=Command)
@@ -82,7 +231,7 @@ def balance(address: str | None, verify: bool, url: str, account_name: str | Non
     """
     from wallet.client import payments
 
-    prefix, text = _whose(address, account_name, keystore)
+    prefix, text = whose(address, account_name, keystore)
     account = asyncio.run(payments.balance(url, prefix, text, verify, notice))
     lines = [f"{account.balance} TILE", f"{account.address} at height {account.height}"]
     if account.pending_transactions:
@@ -97,63 +246,49 @@ def balance(address: str | None, verify: bool, url: str, account_name: str | Non
 @click.argument("amount")
 @click.option("--memo", default="", help="Up to 256 bytes that go on the chain with it, for everybody to read.")
 @fee_option
-@dry_run_option
-@yes_option
-@wait_option
-@timeout_option
-@rpc_option
+@tip_option
+@nonce_option
 @account_option
-@password_option
-@keystore_option
+@payer_options
 def send(
+    payer: Payer,
     to: str,
     amount: str,
     memo: str,
     max_fee: str | None,
-    dry_run: bool,
-    yes: bool,
-    confirmations: int,
-    timeout_seconds: float | None,
-    url: str,
+    tip: int | None,
+    nonce: int | None,
     account_name: str | None,
-    password_file: Path | None,
-    keystore: Keystore,
 ) -> None:
     """Pay AMOUNT TILE to the address TO.
+
+    Several of these may run at once: they take turns. Whatever happens, the transaction's id is in the account's
+    history, and `resend` with it can only pay once.
 
     \b
     tilework wallet send tdev1… 1.5 --memo "rent" --wait 2
     """
     prefix, address = split_address(to)
     request = PaymentRequest(address, prefix, parse_tile(amount), memo)
-    payer = _Payer(url, choose_account(keystore, account_name), keystore, password_file)
-    payer.pay(request, max_fee_grains(max_fee), dry_run, yes, confirmations, timeout_seconds)
+    payer.pay(account_name, request, max_fee_grains(max_fee), tip, nonce)
 
 
 @click.command(cls=Command)
 @click.argument("uri")
 @click.option("--amount", help="How many TILE, where the request leaves it open.")
 @fee_option
-@dry_run_option
-@yes_option
-@wait_option
-@timeout_option
-@rpc_option
+@tip_option
+@nonce_option
 @account_option
-@password_option
-@keystore_option
+@payer_options
 def pay(
+    payer: Payer,
     uri: str,
     amount: str | None,
     max_fee: str | None,
-    dry_run: bool,
-    yes: bool,
-    confirmations: int,
-    timeout_seconds: float | None,
-    url: str,
+    tip: int | None,
+    nonce: int | None,
     account_name: str | None,
-    password_file: Path | None,
-    keystore: Keystore,
 ) -> None:
     """Pay what a payment request asks for: a URI from `tilework wallet request`."""
     request = PaymentRequest.parse(uri)
@@ -165,8 +300,67 @@ def pay(
         raise CliError("usage", f"the request {says}", fix, ExitCode.USAGE)
     if amount is not None:
         request = PaymentRequest(request.address, request.prefix, parse_tile(amount), request.memo)
-    payer = _Payer(url, choose_account(keystore, account_name), keystore, password_file)
-    payer.pay(request, max_fee_grains(max_fee), dry_run, yes, confirmations, timeout_seconds)
+    payer.pay(account_name, request, max_fee_grains(max_fee), tip, nonce)
+
+
+@click.command(cls=Command)
+@txid_argument
+@wait_option
+@timeout_option
+@rpc_option
+@keystore_option
+def resend(txid: str, confirmations: int, timeout_seconds: float | None, url: str, keystore: Keystore) -> None:
+    """Find out whether transaction TXID has arrived, and if not send the very same once more.
+
+    It can only be paid once, however often it is sent. No password is needed: it was signed before.
+    """
+    from wallet.client import payments
+
+    call = payments.resend(url, keystore.journal, txid, confirmations, timeout_seconds, notice)
+    try:
+        settled = asyncio.run(call)
+    except KeyboardInterrupt:
+        raise _interrupted(txid) from None
+    emit(settled, _outcome(settled))
+
+
+@click.command(cls=Command)
+@txid_argument
+@fee_option
+@tip_option
+@payer_options
+def bump(
+    payer: Payer,
+    txid: str,
+    max_fee: str | None,
+    tip: int | None,
+) -> None:
+    """Offer higher fees for transaction TXID, which waits for a block.
+
+    The same payment is signed once more under the same nonce, so that only one of the two can be paid. It has an id of
+    its own; a job's id changes with it.
+    """
+    payer.replace(txid, max_fee_grains(max_fee), tip, cancel=False)
+
+
+@click.command(cls=Command)
+@txid_argument
+@fee_option
+@tip_option
+@payer_options
+def cancel(
+    payer: Payer,
+    txid: str,
+    max_fee: str | None,
+    tip: int | None,
+) -> None:
+    """Make sure that transaction TXID, which waits for a block, is never paid.
+
+    Its nonce is used up by a transaction that pays nobody, at higher fees: whichever of the two comes into a block
+    first, the other can never be paid. Give --wait 1 to hear which it was. (`tilework job cancel` withdraws an open
+    job.)
+    """
+    payer.replace(txid, max_fee_grains(max_fee), tip, cancel=True)
 
 
 @click.command(cls=Command)
@@ -200,103 +394,16 @@ def watch(uri: str, confirmations: int, timeout_seconds: float, since: int | Non
     emit(payment, text)
 
 
-@click.command(cls=Command)
-@click.argument("address", required=False)
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Most entries.")
-@click.option("--before", type=click.IntRange(0), metavar="HEIGHT", help="Only entries below this height.")
-@rpc_option
-@account_option
-@keystore_option
-def history(
-    address: str | None, limit: int, before: int | None, url: str, account_name: str | None, keystore: Keystore
-) -> None:
-    """Show what came to and left the account, or any ADDRESS, newest first."""
-    from wallet.client import payments
-
-    prefix, text = _whose(address, account_name, keystore)
-    movements = asyncio.run(payments.history(url, prefix, text, limit, before))
-    lines = [_line(movement) for movement in movements]
-    emit({"address": text, "movements": movements}, "\n".join(lines) or "nothing yet")
+COMMANDS = (balance, send, pay, watch, resend, bump, cancel)
 
 
-COMMANDS = (balance, send, history, pay, watch)
+# ---------------------------------------------------------------------- inside
 
 
-class _Payer:
-    """Pays from one account: asks, unlocks, sends, waits, and says what came of it."""
-
-    def __init__(self, url: str, account: Account, keystore: Keystore, password_file: Path | None) -> None:
-        self._url = url
-        self._account = account
-        self._keystore = keystore
-        self._password_file = password_file
-
-    def pay(
-        self,
-        request: PaymentRequest,
-        max_fee: int | None,
-        dry_run: bool,
-        yes: bool,
-        confirmations: int,
-        timeout_seconds: float | None,
-    ) -> None:
-        from wallet.client import payments
-
-        payment = asyncio.run(payments.prepare_payment(self._url, self._account, request, max_fee))
-        plan = self._plan(request, payment)
-        text = _described(plan)
-        if dry_run:
-            emit(plan | {"status": "not sent"}, f"would pay {text}")
-            return
-        notice(f"paying {text}")
-        confirm("Send it?", yes)
-        key = unlock(self._keystore, self._account, self._password_file)
-        try:
-            settled = asyncio.run(payments.deliver(self._url, payment, key, confirmations, timeout_seconds, notice))
-        except KeyboardInterrupt:
-            message = f"interrupted; transaction {payment.txid.hex()} may have been sent"
-            fix = "see `tilework wallet history` before you pay again"
-            raise CliError("interrupted", message, fix, ExitCode.INTERRUPTED) from None
-        result = plan | {name: getattr(settled, name) for name in settled.__struct_fields__}
-        if settled.height is None:
-            emit(result, f"sent: {settled.txid}")
-        else:
-            emit(result, f"confirmed in block {settled.height}, {settled.confirmations} times: {settled.txid}")
-
-    def _plan(self, request: PaymentRequest, payment: Payment) -> dict[str, object]:
-        assert request.amount_grains is not None
-        return {
-            "from": self._account.address_text,
-            "to": payment.network.address_text(request.address),
-            "amount_grains": request.amount_grains,
-            "amount": format_tile(request.amount_grains),
-            "memo": request.memo,
-            "max_fee_grains": payment.max_fee_grains,
-            "max_fee": format_tile(payment.max_fee_grains),
-            "nonce": payment.body.nonce,
-            "txid": payment.txid.hex(),
-        }
-
-
-def _described(plan: dict[str, object]) -> str:
-    lines = [f"{plan['amount']} TILE", f"  from  {plan['from']}", f"  to    {plan['to']}"]
-    if plan["memo"]:
-        lines.append(f"  memo  {plan['memo']}")
-    return "\n".join([*lines, f"  fee   at most {plan['max_fee']} TILE"])
-
-
-def _whose(address: str | None, account_name: str | None, keystore: Keystore) -> tuple[str, str]:
+def whose(address: str | None, account_name: str | None, keystore: Keystore) -> tuple[str, str]:
     """Prefix and text of the address that was given, or else of the account."""
     if address is not None:
         prefix, _ = split_address(address)
         return prefix, address.lower()
     account = choose_account(keystore, account_name)
     return account.prefix, account.address_text
-
-
-def _line(movement: MovementView) -> str:
-    sign = "-" if movement.amount < 0 else "+"
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(movement.time_ms / 1000))
-    amount = f"{sign}{format_tile(abs(movement.amount))}"
-    why = _WHY.get(movement.kind, movement.kind)
-    return f"{movement.height:>8}  {when}  {amount:>20} TILE  {why}  {movement.reference}"

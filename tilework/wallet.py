@@ -12,7 +12,7 @@ from typing import BinaryIO
 import click
 
 from consensus.address import split_address
-from tilework import payments
+from tilework import history, payments
 from tilework.options import account_option, choose_account, keystore_option, network_option, password_option
 from tilework.output import CliError, Group, emit, notice
 from wallet.accounts.amounts import format_tile, parse_tile
@@ -52,7 +52,7 @@ def wallet() -> None:
     """
 
 
-for _command in payments.COMMANDS:
+for _command in (*payments.COMMANDS, history.history):
     wallet.add_command(_command)
 
 

@@ -1,6 +1,6 @@
 """Private files: never readable by others, never half written, never over an existing file.
 
-Nodes, workers and wallets keep their secrets with these two functions and say in their own words what went wrong.
+Nodes, workers and wallets keep their secrets with these functions and say in their own words what went wrong.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def create_private(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(descriptor)
-        _give_name(temporary, path, directory)
+        give_name(temporary, path)
         os.fsync(directory)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -61,14 +61,19 @@ def read_private(path: Path, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def _give_name(temporary: Path, path: Path, directory: int) -> None:
-    """Rename where nothing is: a plain rename would replace a file."""
+def give_name(temporary: Path, path: Path) -> None:
+    """Give the file `temporary` the name `path` in the same directory, where nothing is: a plain rename would replace
+    a file. The other name may be left. Raises `FileExistsError`."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
     except OSError:  # no hard links here (a USB stick, say): look first, and keep others of us from doing so meanwhile
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        if os.path.lexists(path):
-            raise FileExistsError from None
-        os.rename(temporary, path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            if os.path.lexists(path):
+                raise FileExistsError from None
+            os.rename(temporary, path)
+        finally:
+            os.close(directory)

@@ -12,6 +12,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from consensus.errors import ConsensusError, Reason
+from consensus.events import Returned
 from consensus.params import MAX_PLACES, ChainParams
 from consensus.rules.execution import Execution
 from consensus.state import PLACES, REVIEWS, WORKERS, Declaration, Holding, Mark, Packet, Place, Worker
@@ -147,6 +148,7 @@ def _review(execution: Execution, address: bytes, limit: int) -> int:
     worker = replace(worker, review_at=0)
     if worker.retired_at and tick > worker.retired_at + params.window and not worker.holds:
         execution.credit(address, worker.bond)
+        execution.events.append(Returned(address, worker.bond))
         WORKERS.delete(execution.state, address)
         return cost
     if worker.retired_at:

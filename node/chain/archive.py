@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 from consensus import events
 from consensus.block import Body
@@ -58,27 +59,27 @@ class Archive:
         assert outcome is not None, "an indexed transaction without its receipt"
         return location, body.transactions[location.ordinal], outcome.receipts[location.ordinal]
 
-    def job_events(self, job: bytes) -> list[tuple[int, events.Event]]:
+    def job_events(self, job: bytes) -> list[tuple[int, events.JobEvent]]:
         """(height, event) of a job, oldest first."""
         return self._events(schema.job_events(job))
 
-    def packet_events(self, packet_id: bytes) -> list[tuple[int, events.Event]]:
+    def packet_events(self, packet_id: bytes) -> list[tuple[int, events.JobEvent]]:
         """(height, event) of a packet, oldest first."""
         return self._events(schema.packet_events(packet_id))
 
-    def movements(self, address: bytes, limit: int, before: int | None = None) -> list[Movement]:
+    def movements(self, address: bytes, before: int | None = None) -> Iterator[Movement]:
         """What came to and left an account, newest first; `before` is a height (exclusive) to go on from."""
         start = None if before is None else schema.movement(address, before, 0)
-        movements: list[Movement] = []
         for _, data in self._store.scan(schema.movements(address), reverse=True, start=start):
             movement = schema.decode(Movement, data)
             if before is None or movement.height < before:
-                movements.append(movement)
-            if len(movements) == limit:
-                break
-        return movements
+                yield movement
 
-    def _events(self, prefix: bytes) -> list[tuple[int, events.Event]]:
+    def lost(self, address: bytes) -> int:
+        """Grains that a worker's bond has lost by misses."""
+        return sum(schema.decode(schema.Burned, data).grains for _, data in self._store.scan(schema.losses(address)))
+
+    def _events(self, prefix: bytes) -> list[tuple[int, events.JobEvent]]:
         told = []
         outcomes: dict[bytes, Outcome] = {}  # a job's events stand close together: each block is decoded once
         with self._viewing:
@@ -87,5 +88,7 @@ class Archive:
                 outcome = outcomes.get(location.block) or self.outcome(location.block)
                 assert outcome is not None, "an indexed event without its block"
                 outcomes[location.block] = outcome
-                told.append((location.height, outcome.events[location.ordinal]))
+                event = outcome.events[location.ordinal]
+                assert not isinstance(event, events.Returned), "a bond's return belongs to no job"
+                told.append((location.height, event))
         return told

@@ -11,7 +11,7 @@ from typing import Literal
 from consensus import events
 from consensus.block import Block
 from consensus.codec import U32, U63, Amount, Hash, Value, encode
-from consensus.events import Event, Receipt
+from consensus.events import Event, Receipt, Returned
 from consensus.rules import payloads
 from node.chain import schema
 
@@ -34,10 +34,13 @@ class Location(Value, frozen=True):
 
 
 class Movement(Value, frozen=True):
-    """Grains that came to (or left) an account, and why. `reference` is a transaction, packet, job or block id."""
+    """Grains that came to (or left) an account, and why. `reference` is a transaction, packet, job or block id.
+
+    A "miss" is taken from the bond, not from the account. A "bond" is one that came back.
+    """
 
     height: U63
-    kind: Literal["sent", "received", "packet", "escrow", "refund", "block"]
+    kind: Literal["sent", "received", "packet", "escrow", "refund", "block", "miss", "bond"]
     amount: int
     reference: Hash
 
@@ -49,12 +52,16 @@ def entries(block: Block, block_id: bytes, outcome: Outcome) -> dict[bytes, byte
     for ordinal, receipt in enumerate(outcome.receipts):
         keyed[schema.transaction(receipt.txid)] = encode(Location(block_id, height, ordinal))
     for ordinal, event in enumerate(outcome.events):
+        if isinstance(event, Returned):
+            continue
         location = encode(Location(block_id, height, ordinal))
         keyed[schema.job_event(event.job, height, ordinal)] = location
         if isinstance(event, events.Dealt | events.Answered | events.Missed | events.Dropped):
             keyed[schema.packet_event(event.packet_id, height, ordinal)] = location
     for ordinal, (address, movement) in enumerate(_movements(block, block_id, outcome)):
         keyed[schema.movement(address, height, ordinal)] = encode(movement)
+        if movement.kind == "miss":
+            keyed[schema.loss(address, height, ordinal)] = encode(schema.Burned(-movement.amount))
     return keyed
 
 
@@ -69,6 +76,10 @@ def _movements(block: Block, block_id: bytes, outcome: Outcome) -> Iterator[tupl
             yield event.owner, Movement(height, "escrow", -event.escrow, event.job)
         elif isinstance(event, events.Closed):
             yield event.owner, Movement(height, "refund", event.refund, event.job)
+        elif isinstance(event, events.Missed):
+            yield event.worker, Movement(height, "miss", -event.burned, event.packet_id)
+        elif isinstance(event, events.Returned):
+            yield event.worker, Movement(height, "bond", event.bond, block_id)
     for tx, receipt in zip(block.body.transactions, outcome.receipts, strict=True):
         payload = tx.body.payload
         kind = payloads.kind_of(payload)

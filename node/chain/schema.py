@@ -14,6 +14,7 @@
     j ‖ job ‖ height ‖ ordinal            Location                   events of a job
     p ‖ packet id ‖ height ‖ ordinal      Location                   events of a packet
     a ‖ address ‖ height ‖ ordinal        Movement                   what came to and left an account
+    l ‖ address ‖ height ‖ ordinal        Burned                     what a worker's bond lost by a miss
     s ‖ state key                         the state's value          the state after the tip, trie nodes included
     z ‖ state key                         the state's value          the same: `PLACE` tells which; the other is spare
     t ‖ commitment                        height                     through which a tensor is kept
@@ -31,13 +32,15 @@ from typing import TypeVar
 import msgspec
 
 from consensus.block import HeaderCore, Proof
-from consensus.codec import U63, Hash, Value, decoder_of, encode
+from consensus.codec import U63, Amount, Hash, Value, decoder_of, encode
 from consensus.state import Changes
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 1
-"""Changes whenever an older node would misread the database."""
+FORMAT_VERSION = 2
+"""Changes whenever an older node would misread the database. 1 had no misses and no returned bonds among the movements:
+it is taken over as it is, and tells of those from then on."""
+READABLE_VERSIONS = (1, FORMAT_VERSION)
 
 META = b"m"
 HEADER = b"h"
@@ -51,6 +54,7 @@ TRANSACTION = b"x"
 JOB_EVENT = b"j"
 PACKET_EVENT = b"p"
 MOVEMENT = b"a"
+LOSS = b"l"
 STATE = b"s"
 STATE_TOO = b"z"
 TENSOR_UNTIL = b"t"
@@ -80,6 +84,12 @@ class Tip(Value, frozen=True):
     block: Hash
     height: U63
     state_root: Hash
+
+
+class Burned(Value, frozen=True):
+    """Grains of a worker's bond that burned with a packet."""
+
+    grains: Amount
 
 
 class StoredHeader(Value, frozen=True):
@@ -157,6 +167,16 @@ def movements(address: bytes) -> bytes:
 def movement(address: bytes, height: int, ordinal: int) -> bytes:
     """Key of a Movement."""
     return movements(address) + pack_height(height) + _pack_ordinal(ordinal)
+
+
+def losses(address: bytes) -> bytes:
+    """Prefix of what a worker's bond has lost."""
+    return LOSS + _sized(address, _ADDRESS)
+
+
+def loss(address: bytes, height: int, ordinal: int) -> bytes:
+    """Key of a Burned."""
+    return losses(address) + pack_height(height) + _pack_ordinal(ordinal)
 
 
 def tensor_until(commitment: bytes) -> bytes:

@@ -177,12 +177,16 @@ class LevelStore:
 
     def _check_format(self) -> None:
         expected = str(schema.FORMAT_VERSION).encode()
+        readable = [str(version).encode() for version in schema.READABLE_VERSIONS]
         stored = self.get(schema.FORMAT)
         if stored is None:
             if next(self.scan(b""), None) is not None:
                 raise StorageError(f"{self._path} holds another program's database: choose another data directory")
             self.write({schema.FORMAT: expected})
-        elif stored != expected:
+        elif stored in readable:
+            if stored != expected:
+                self.write({schema.FORMAT: expected})
+        else:
             raise StorageError(
                 f"the database in {self._path} has format {stored.decode('ascii', 'replace')}, this node reads format "
                 f"{schema.FORMAT_VERSION}: use the version that wrote it, or synchronise into another data directory"

@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 from sortedcontainers import SortedKeyList
 
+from api.params import REPLACEMENT_PERCENT
 from consensus import state
 from consensus.codec import encode
 from consensus.errors import Refusal
@@ -37,7 +38,6 @@ EXPIRY_BLOCKS = 240
 
 _OVERHEAD_BYTES = 1024
 """What an entry costs beside its encoding: objects, three indexes, a rank. Else small ones would cost most memory."""
-_REPLACEMENT_PERCENT = 10
 _GAPPED = -1
 
 
@@ -357,7 +357,7 @@ def _check_replacement(new: Transaction, old: Transaction) -> None:
     fees = (("tip", new.body.tip, old.body.tip),
             ("fee", new.body.tip + new.body.max_base_fee, old.body.tip + old.body.max_base_fee))  # fmt: skip
     for name, offered, before in fees:
-        needed = before + max(1, -(-before * _REPLACEMENT_PERCENT // 100))
+        needed = before + max(1, -(-before * REPLACEMENT_PERCENT // 100))
         if offered < needed:
             message = (
                 f"nonce {old.body.nonce} is pending with a {name} of {before} grains per gas, this offers {offered}"

@@ -12,14 +12,14 @@ from typing import TypeVar
 
 from api.work import Explanation, JobEventName, JobStatus, JobView, PacketState, PacketView, StoryLine
 from consensus import events
-from consensus.events import Event
+from consensus.events import JobEvent
 from consensus.params import ChainParams
 from consensus.rules import jobs
 from consensus.state import GROUPS, PACKETS, Group, Packet, PacketStatus, StateReader
 from consensus.transaction import SubmitJob, Transaction, packet_id_of
 from node.rpc.context import ReadChain
 
-E = TypeVar("E", bound=Event)
+E = TypeVar("E", bound=JobEvent)
 
 Text = Callable[[bytes], str]
 """Shows an address."""
@@ -47,14 +47,14 @@ class JobRecord:
     payload: SubmitJob
     group: Group | None
     packets: dict[bytes, Packet]
-    events: list[tuple[int, Event]]
+    events: list[tuple[int, JobEvent]]
 
     @property
     def packet_ids(self) -> list[bytes]:
         """The ids of its packets, in order."""
         return [packet_id_of(self.job, index) for index in range(len(self.payload.packets))]
 
-    def of(self, packet_id: bytes) -> list[tuple[int, Event]]:
+    def of(self, packet_id: bytes) -> list[tuple[int, JobEvent]]:
         """The events of one packet and of the job as a whole."""
         return [(height, event) for height, event in self.events if getattr(event, "packet_id", packet_id) == packet_id]
 
@@ -168,12 +168,12 @@ _NAMES: dict[type, JobEventName] = {
 }
 
 
-def name_of(event: Event) -> JobEventName:
+def name_of(event: JobEvent) -> JobEventName:
     """The name of an event's kind."""
     return _NAMES[type(event)]
 
 
-def tell(event: Event, text: Text) -> str:
+def tell(event: JobEvent, text: Text) -> str:
     """An event in words."""
     match event:
         case events.Opened():
@@ -207,7 +207,7 @@ def _payment(event: events.Answered) -> str:
     )
 
 
-def _worker(event: Event, text: Text) -> str | None:
+def _worker(event: JobEvent, text: Text) -> str | None:
     worker: bytes | None = getattr(event, "worker", None)
     return None if worker is None else text(worker)
 
@@ -257,7 +257,7 @@ def _verdict(record: JobRecord, packet_id: bytes, text: Text) -> str:
     return f"Nobody was paid: {_end(record, events.Completed | events.Cancelled)} while nobody held it.{before}"
 
 
-def _end(record: JobRecord, kinds: UnionType | type[Event]) -> str:
+def _end(record: JobRecord, kinds: UnionType | type[JobEvent]) -> str:
     """What ended the wait for a packet without an answer: the first event of `kinds`, else the job's expiry."""
     for height, event in record.events:
         if isinstance(event, kinds):
@@ -270,9 +270,9 @@ def _end(record: JobRecord, kinds: UnionType | type[Event]) -> str:
     return f"the job expires at tick {record.payload.expiry}, too soon for another window,"
 
 
-def _all_misses(own: Iterable[tuple[int, Event]]) -> list[int]:
+def _all_misses(own: Iterable[tuple[int, JobEvent]]) -> list[int]:
     return [height for height, event in own if isinstance(event, events.Missed)]
 
 
-def _last(story: Iterable[tuple[int, Event]], kind: type[E]) -> tuple[int, E] | None:
+def _last(story: Iterable[tuple[int, JobEvent]], kind: type[E]) -> tuple[int, E] | None:
     return next(((height, event) for height, event in reversed(list(story)) if isinstance(event, kind)), None)

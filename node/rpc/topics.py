@@ -6,7 +6,8 @@ from api import topics
 from api.chain import HeaderView
 from api.topics import JobEvent, PendingResult, PendingTx, Reorg
 from consensus.address import encode_address
-from consensus.events import Event
+from consensus.events import JobEvent as ChainJobEvent
+from consensus.events import Returned
 from consensus.transaction import Result, Transaction
 from node.chain.chain import Import
 from node.rpc.context import Context, ReadChain
@@ -50,7 +51,8 @@ class Publisher:
             self._hub.publish(NEW_HEADS, header_view(header, self._prefix, entry.total_work, above, True))
             above -= 1
             for event in done.outcome.events:
-                self._hub.publish(JOBS, self._job_event(header.core.height, event))
+                if not isinstance(event, Returned):
+                    self._hub.publish(JOBS, self._job_event(header.core.height, event))
 
     def new_transaction(self, tx: Transaction, txid: bytes) -> None:
         """A transaction has entered the mempool."""
@@ -65,7 +67,7 @@ class Publisher:
         view = PendingResult(result_id.hex(), body.packet_id.hex(), self._text(body.worker), body.product.hex())
         self._hub.publish(RESULTS, view)
 
-    def _job_event(self, height: int, event: Event) -> JobEvent:
+    def _job_event(self, height: int, event: ChainJobEvent) -> JobEvent:
         packet: bytes | None = getattr(event, "packet_id", None)
         worker: bytes | None = getattr(event, "worker", None)
         return JobEvent(

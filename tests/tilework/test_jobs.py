@@ -136,7 +136,7 @@ def test_a_product_can_be_fetched_later(cli: Cli) -> None:
     done = cli.ok("job", "result", ",".join(sent["jobs"]), x, w, "-o", cli.product, "--timeout", 30)
     assert done["jobs"] == sent["jobs"]
     assert cli.is_right()
-    cli.refused(2, "operands-differ", "job", "result", sent["jobs"][0], w, w, "-o", cli.product)
+    cli.refused(2, "operands-differ", "job", "result", sent["jobs"][0], w, w, "-o", cli.home / "other.npy")
 
 
 def test_a_job_can_be_cancelled_once(cli: Cli) -> None:

@@ -217,7 +217,8 @@ def test_a_confirmation_that_does_not_come_is_a_time_out(cli: Cli, network: Runn
         cli.environment["TILEWORK_RPC_URL"] = liar.url
         arguments = ("send", BOB_TEXT, "1", "--account", "alice", "--yes", "--wait", 1, "--timeout", 0.5)
         error = cli.refused(6, "confirmation-timeout", *arguments)
-    assert "before you pay again" in error["fix"]
+    assert error["txid"] in error["message"]
+    assert f"do not pay again: tilework wallet resend {error['txid']}" in error["fix"]
 
 
 def test_a_payment_that_the_chain_refuses_is_told(cli: Cli, network: Running) -> None:
@@ -244,7 +245,8 @@ def test_control_c_while_waiting_names_the_transaction(
     monkeypatch.setattr(commands, "notice", lambda line: interrupt(line) if "confirmations" in line else None)
     error = cli.refused(130, "interrupted", "send", BOB_TEXT, "1", "--account", "alice", "--yes", "--wait", 1)
     (txid,) = re.findall("[0-9a-f]{64}", error["message"])
-    assert "before you pay again" in error["fix"]
+    assert error["txid"] == txid
+    assert f"tilework wallet resend {txid}" in error["fix"]
     monkeypatch.undo()
     cli.ok("send", BOB_TEXT, "1", "--account", "alice", "--yes", "--wait", 1)
     assert txid in [movement["reference"] for movement in cli.ok("history", "--account", "alice")["movements"]]

@@ -11,12 +11,16 @@ import hmac
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mnemonic import Mnemonic
 
 from consensus.crypto import H, address_of, verify
 from wallet.errors import ExitCode, WalletError
+
+if TYPE_CHECKING:
+    from consensus.transaction import Transaction, TxBody
 
 COIN_TYPE = int.from_bytes(b"TILE", "big")
 MAX_INDEX = 2**31 - 1
@@ -81,6 +85,13 @@ class SigningKey:
         a signature made for one purpose never fits another."""
         assert len(digest) == 32
         return self._key.sign(digest)
+
+    def transaction(self, body: TxBody, genesis_hash: bytes) -> Transaction:
+        """Sign a transaction of this key's account, for the network of that genesis alone."""
+        from consensus.transaction import Transaction  # with numpy, which keys do without
+
+        assert body.sender == self.public_key, "another account's transaction"
+        return Transaction(body, self.sign(body.signing_hash(genesis_hash)))
 
     def sign_message(self, message: bytes) -> bytes:
         """Public key ‖ signature (96 bytes) over H("tw/msg", message): never valid for a transaction ("tw/tx")."""

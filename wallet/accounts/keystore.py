@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from consensus.address import NETWORK_PREFIXES, AddressError, encode_address, split_address
 from consensus.crypto import address_of
 from wallet.accounts.files import write_secret
+from wallet.accounts.journal import Journal
 from wallet.accounts.keys import SigningKey
 from wallet.errors import ExitCode, WalletError
 from worker.files import OpenToOthers, read_private
@@ -110,11 +111,29 @@ class Keystore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
+    @property
+    def journal(self) -> Journal:
+        """What its accounts have signed."""
+        return Journal(self.directory)
+
     def names(self) -> list[str]:
         """Names of the accounts, sorted; none if there is no directory yet."""
         if not self.directory.is_dir():
             return []
         return sorted(file.stem for file in self.directory.glob("*.json") if _NAME.fullmatch(file.stem))
+
+    def owner(self, address: bytes) -> Account:
+        """The account of an address. Raises `WalletError` (account-not-found)."""
+        for name in self.names():
+            try:
+                account = self.account(name)
+            except WalletError:  # one bad file must not hide the other accounts
+                continue
+            if account.address == address:
+                return account
+        message = f"the account that sent it is not in {self.directory}"
+        fix = "name its directory with --dir, or import its key there: tilework wallet import NAME"
+        raise WalletError("account-not-found", message, fix, ExitCode.NOT_FOUND)
 
     def account(self, name: str) -> Account:
         """The public side of an account. Raises `WalletError`: account-not-found, keystore-*."""

@@ -26,13 +26,14 @@ from api.work import Explanation
 from consensus.errors import ConsensusError
 from consensus.rules import jobs
 from consensus.shape import Shape
-from consensus.transaction import SubmitJob, decode_transaction
+from consensus.transaction import SubmitJob
+from wallet.accounts.journal import Journal
 from wallet.accounts.keys import SigningKey
 from wallet.client.gateway import Gateway, check_job_id, together
 from wallet.client.job import Cost, Group, Job, Progress, cancel, explain, require_key, unknown_job
 from wallet.client.matrices import Int8Matrix, Int32Matrix, Matmul, as_operands
 from wallet.client.offers import Offer, Terms, find_deal, life_of, make_offer
-from wallet.client.purse import Purse, Sent
+from wallet.client.purse import Purse, Sent, Told, fetch, silent
 from wallet.client.slicing import Grid, Slices, check_inner, cut
 from wallet.client.transactions import Rules
 from wallet.errors import ExitCode, WalletError
@@ -45,7 +46,10 @@ class Client:
 
     Without a key, it can follow jobs (`attach`) but not pay. `prefix`: how the account's addresses begin, if that is
     known: the node must then be of that network. `max_fee_grains` bounds the fees of each transaction (None: 1 TILE).
-    `patience_seconds`: how long a node that cannot be reached is waited for. Whatever fails raises `WalletError`.
+    `journal`: where what is signed is noted before it is sent, and whose other users are waited for: with the one of
+    the account's keystore, commands and programs send from one account at once, and none loses sight of a payment.
+    `patience_seconds`: how long a node that cannot be reached is waited for. Whatever fails raises `WalletError`; once
+    something was signed, its `txids` say what.
     """
 
     def __init__(
@@ -55,12 +59,14 @@ class Client:
         *,
         prefix: str | None = None,
         max_fee_grains: int | None = None,
+        journal: Journal | None = None,
         patience_seconds: float = 30.0,
     ) -> None:
         self.gateway = Gateway(url, patience_seconds=patience_seconds)
         self._key = key
         self._prefix = prefix
         self._max_fee_grains = max_fee_grains
+        self._journal = journal
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -70,7 +76,7 @@ class Client:
             if self._prefix is not None:
                 self.network.require(self._prefix)
             public_key = bytes(32) if self._key is None else self._key.public_key
-            self._purse = Purse(self.gateway, self.network, public_key, self._max_fee_grains)
+            self._purse = Purse(self.gateway, self.network, public_key, self._max_fee_grains, self._journal)
             self._stack = stack.pop_all()
         return self
 
@@ -99,9 +105,20 @@ class Client:
         offer = make_offer(params, slices, deal.price, life, info.tick)
         return dataclasses.replace(offer, able=deal.able, places=deal.places)
 
+    def job(
+        self,
+        offer: Offer,
+        *,
+        attempts: int = 1,
+        resume: Callable[[Sequence[str]], str] = lambda _ids: "",
+        tell: Told = silent,
+    ) -> Job:
+        """A job that its `place(offer)` will order; see `order`, and `Job` for `resume` and `tell`."""
+        return Job(self._purse, self._key, offer.slices, attempts, resume, tell)
+
     async def order(self, offer: Offer, *, attempts: int = 1) -> Job:
         """Upload the operands and submit the jobs of an offer. attempts: how often unanswered packets are offered."""
-        job = Job(self._purse, self._key, offer.slices, attempts)
+        job = self.job(offer, attempts=attempts)
         await job.place(offer)
         return job
 
@@ -172,18 +189,12 @@ class Client:
         return await cancel(self._purse, require_key(self._key), ids)
 
     async def _find(self, job_id: str) -> tuple[Sent, SubmitJob]:
-        """The transaction that submitted a job, as its sender signed it."""
+        """The transaction that submitted a job, or was to, as its sender signed it."""
         check_job_id(job_id)
-        view = await self.gateway.transaction(job_id)
-        if view is None:
+        sent = await fetch(self.gateway, self.network, self._journal, job_id)
+        if sent is None:
             raise unknown_job(job_id)
-        try:
-            tx = decode_transaction(bytes.fromhex(view.raw))
-        except ConsensusError as error:
-            raise _other_transaction(job_id) from error
-        payload, txid = tx.body.payload, tx.body.txid(self.network.genesis_hash)
-        if txid.hex() != job_id or not tx.is_signed(self.network.genesis_hash):
-            raise _other_transaction(job_id)
+        payload = sent.transaction.body.payload
         if not isinstance(payload, SubmitJob):
             fix = "`tilework job list` shows jobs"
             raise WalletError("job-not-found", f"transaction {job_id} submits no job", fix, ExitCode.NOT_FOUND)
@@ -192,7 +203,7 @@ class Client:
         except ConsensusError as error:
             fix = "nothing is to be had from it; see `tilework job explain`"
             raise WalletError("job-failed", f"job {job_id} breaks a rule: {error}", fix) from error
-        return Sent(txid, tx), payload
+        return sent, payload
 
 
 class SyncClient:
@@ -318,8 +329,3 @@ def _packets_of(payload: SubmitJob, slices: Slices) -> tuple[int, ...]:
         fix = "give the very matrices that the job was submitted with, and all jobs of the product"
         raise WalletError("operands-differ", "the job is about other matrices", fix, ExitCode.USAGE)
     return tuple(index_of[pair] for pair in pairs)
-
-
-def _other_transaction(job_id: str) -> WalletError:
-    fix = "do not trust this node; ask another"
-    return WalletError("transaction-differs", f"the node gave another transaction for {job_id}", fix, ExitCode.NETWORK)

@@ -47,6 +47,8 @@ T = TypeVar("T")
 
 _TRANSIENT = frozenset({errors.NOT_READY.name, errors.TIMEOUT.name, errors.LIMIT.name})
 """Refusals that are about the moment and not about the call."""
+_REFUSALS = frozenset({errors.REJECTED.name, errors.INVALID_PARAMS.name, errors.UNAVAILABLE.name})
+"""Refusals that are about the call."""
 _FIRST_CONTACT_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
@@ -155,13 +157,28 @@ class Gateway:
         return await self.ask("tx_history", params, result=list[MovementView])
 
     async def send(self, tx: Transaction, txid: str) -> None:
-        """Send a transaction, once or until it is known to have arrived. Raises `RpcError` if it is refused."""
-        try:
-            await self.ask("tx_send", SignedTransaction(encode(tx).hex()), result=TxSent)
-        except RpcError:
-            # Refused, maybe because an earlier attempt has brought it into a block.
-            if await self.transaction(txid) is None:
-                raise
+        """Bring a transaction to the node, in as many attempts as it takes.
+
+        Raises `RpcError` where `is_refusal` of it: the node does not take it, and knows nothing of it. Any other
+        `WalletError` leaves open whether it has arrived.
+        """
+
+        async def attempt() -> None:
+            try:
+                sent = await self.rpc.call("tx_send", SignedTransaction(encode(tx).hex()), result=TxSent)
+                if sent.txid != txid:
+                    fix = "see that this is the RPC address of a node of the same version"
+                    raise NetworkError(f"{self.url} took another transaction than was sent", fix)
+            except WalletError:
+                # The answer was lost, or this attempt refused because an earlier one has brought it into a block.
+                if await self._look_up(txid) is None:
+                    raise
+
+        await self.patiently(attempt)
+
+    async def _look_up(self, txid: str) -> TxView | None:
+        """A transaction, asked for once."""
+        return await _or_none(self.rpc.call("tx_get", OfTransaction(txid), result=TxView))
 
     # ------------------------------------------------------------------ jobs and workers
 
@@ -246,6 +263,12 @@ class Heads:
 
     async def _subscribe(self) -> None:
         self._events = await self._stack.enter_async_context(self._rpc.subscribe(topics.NEW_HEADS, HeaderView))
+
+
+def is_refusal(error: WalletError) -> bool:
+    """Whether a node has said for good that it does not take what was sent. Its own troubles (time-outs, faults) say
+    nothing of the kind."""
+    return isinstance(error, RpcError) and error.name in _REFUSALS
 
 
 def check_job_id(job: str) -> None:

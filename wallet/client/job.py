@@ -20,11 +20,12 @@ from api.work import Explanation, JobView, PacketView
 from consensus.proofs import freivalds
 from consensus.rules.jobs import job_fees
 from consensus.transaction import CancelJob, SubmitJob, packet_id_of
+from wallet.accounts.journal import Note
 from wallet.accounts.keys import SigningKey
-from wallet.client.gateway import Gateway, together
+from wallet.client.gateway import Gateway, is_refusal, together
 from wallet.client.matrices import Int8Matrix, Int32Matrix
 from wallet.client.offers import Offer, make_offer
-from wallet.client.purse import Purse, Sent
+from wallet.client.purse import Purse, Sent, Told, silent
 from wallet.client.rpc import RpcError
 from wallet.client.slicing import Slices, assemble
 from wallet.errors import ExitCode, WalletError
@@ -58,13 +59,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Grains: `escrowed` in all, of it `paid` so far (`burned` of that) and `refunded`, and `fees` of transactions."""
+    """Grains, as the chain has them: `escrowed` in all, of it `paid` so far (`burned` of that) and `refunded`, and
+    `fees` of transactions. `held` is what the escrow still holds, and `total` what will not come back."""
 
     escrowed: int
     paid: int
     burned: int
     refunded: int
     fees: int
+    held: int
+    total: int
 
 
 @dataclass(slots=True, eq=False)
@@ -108,13 +112,24 @@ class Job:
         checks: how long verifying took.
     """
 
-    def __init__(self, purse: Purse, key: SigningKey | None, slices: Slices, attempts: int = 1) -> None:
+    def __init__(
+        self,
+        purse: Purse,
+        key: SigningKey | None,
+        slices: Slices,
+        attempts: int = 1,
+        resume: Callable[[Sequence[str]], str] = lambda _ids: "",
+        tell: Told = silent,
+    ) -> None:
+        """`resume` gives, for all its ids, the command that fetches the product; `tell` hears of waits."""
         self.slices = slices
         self.answers: dict[int, PacketView] = {}
         self.checks = Checks()
         self._purse = purse
         self._key = key
         self._attempts_left = attempts - 1
+        self._resume = resume
+        self._tell = tell
         self._life: int | None = None
         self._groups: list[Group] = []
         self._products: dict[int, Int32Matrix] = {}
@@ -132,16 +147,20 @@ class Job:
         self._groups.append(group)
 
     async def place(self, offer: Offer) -> None:
-        """Upload the operands and send the jobs of `offer`. Raises `WalletError`, which names jobs already sent."""
+        """Upload the operands and send the jobs of `offer`. Raises `WalletError`, which names those it has signed."""
         key, self._life = self._require_key(), offer.life
         await self._upload(part.payload for part in offer.parts)
-        async with self._purse.sending:
-            bodies = await self._purse.prepare([part.payload for part in offer.parts], "the job")
-            sent = self._purse.sign(key, bodies)
+
+        def signed(sent: Sequence[Sent]) -> None:
             # Before they leave: if this is interrupted, `refresh` finds out what has arrived and sends the rest.
             for one, part in zip(sent, offer.parts, strict=True):
                 self.adopt(Group(one, part.packets))
-            await self._purse.send(sent)
+
+        # With those of earlier attempts: the product takes them all.
+        before = self.ids
+        note = Note("job", f"the job {self.slices.grid.shape}", lambda ids: self._resume([*before, *ids]))
+        payloads = [part.payload for part in offer.parts]
+        await self._purse.pay(key, payloads, note, signed=signed, tell=self._tell)
 
     # ------------------------------------------------------------------ following
 
@@ -219,16 +238,34 @@ class Job:
     async def cost(self) -> Cost:
         """What it has cost so far; final once all its jobs have closed."""
         transactions = [*self.ids, *self._other_transactions]
-        views = await together(partial(self._gateway.job, job) for job in self.ids)
+        found = await together(partial(self._gateway.job, job) for job in self.ids)
+        views = [view for view in found if view is not None and view.opened_at is not None]
         confirmed = await together(partial(self._gateway.transaction, txid) for txid in transactions)
+        opened = {view.job for view in views}
         params = self._purse.network.params
+        escrowed = sum(sum(job_fees(params, group.payload)) for group in self._groups if group.id in opened)
+        paid, refunded = sum(view.paid for view in views), sum(view.refund or 0 for view in views)
+        fees = sum(tx.fee or 0 for tx in confirmed if tx is not None)
         return Cost(
-            escrowed=sum(sum(job_fees(params, group.payload)) for group in self._groups),
-            paid=sum(view.paid for view in views if view is not None),
-            burned=sum(view.burned for view in views if view is not None),
-            refunded=sum(view.refund or 0 for view in views if view is not None),
-            fees=sum(tx.fee or 0 for tx in confirmed if tx is not None),
+            escrowed=escrowed,
+            paid=paid,
+            burned=sum(view.burned for view in views),
+            refunded=refunded,
+            fees=fees,
+            held=escrowed - paid - refunded,
+            total=paid + fees,
         )
+
+    async def final_cost(self, patience_seconds: float) -> Cost:
+        """What it has cost once all its jobs have closed and what was unspent has come back; waits for that at most
+        `patience_seconds`, after which some is still `held`."""
+        deadline = time.monotonic() + patience_seconds
+        async with self._gateway.heads() as heads:
+            while True:
+                cost = await self.cost()
+                if not cost.held or time.monotonic() > deadline:
+                    return cost
+                await heads.wait(POLL_SECONDS)
 
     async def explain(self) -> list[Explanation]:
         """For every packet of every job, who held it when, and who was paid or why not."""
@@ -279,9 +316,11 @@ class Job:
             await self._upload([group.payload])
             await self._purse.resend(group.sent)
         except RpcError as error:
-            message = f"job {group.id} is on the chain no more, and cannot be sent again: {error.message}"
-            fix = "submit the product again; what was in escrow for it is back on the account"
-            raise WalletError("job-lost", message, fix) from error
+            if not is_refusal(error):
+                raise
+            message = f"job {group.id} is not on the chain, and cannot be sent again: {error.message}"
+            fix = "see `tilework job list`; submit the product again if it is not there: nothing was paid for it"
+            raise WalletError("job-lost", message, fix, txids=[group.id]) from error
 
     async def _refresh_group(self, group: Group) -> None:
         view = await self._see(group)
@@ -387,10 +426,7 @@ async def cancel(purse: Purse, key: SigningKey, ids: Sequence[str]) -> list[str]
     if not payloads:
         fix = "see `tilework job status`; what is complete, closed or still pending cannot be cancelled"
         raise WalletError("not-open", "no part of the job is open", fix)
-    async with purse.sending:
-        bodies = await purse.prepare(payloads, "the cancellation")
-        sent = purse.sign(key, bodies)
-        await purse.send(sent)
+    sent = await purse.pay(key, payloads, Note("cancel", f"the cancellation of job {', '.join(ids)}"))
     return [one.txid.hex() for one in sent]
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from api import npy
 from consensus.shape import OPERAND_BOUND
 from wallet.errors import ExitCode, WalletError
+from worker.files import give_name
 
 Int8Matrix = npt.NDArray[np.int8]
 Int32Matrix = npt.NDArray[np.int32]
@@ -77,8 +78,9 @@ def load_matrix(path: Path) -> npt.NDArray[Any]:
         raise WalletError("not-a-matrix-file", f"{path}: {error}", fix, ExitCode.USAGE) from error
 
 
-def save_matrix(path: Path, matrix: npt.NDArray[Any]) -> None:
-    """Write a .npy file, whole or not at all; replaces what is there. Raises `WalletError` (file-not-written)."""
+def save_matrix(path: Path, matrix: npt.NDArray[Any], *, replace: bool = True) -> None:
+    """Write a .npy file, whole or not at all. Raises `WalletError`: file-not-written, file-exists unless it is to
+    `replace` what is there."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         try:
@@ -86,9 +88,14 @@ def save_matrix(path: Path, matrix: npt.NDArray[Any]) -> None:
                 np.lib.format.write_array(file, matrix, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if replace:
+                os.replace(temporary, path)
+            else:
+                give_name(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    except FileExistsError:
+        raise WalletError("file-exists", f"{path} exists already", "choose another name, or give --force") from None
     except OSError as error:
         fix = "check the directory and the free space, then try again"
         raise WalletError(

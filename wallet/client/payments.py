@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -16,16 +17,18 @@ from consensus.codec import decode
 from consensus.errors import ConsensusError
 from consensus.proofs import trie
 from consensus.state import ACCOUNTS, Account
-from consensus.transaction import Output, Transfer, TxBody
+from consensus.transaction import Output, Payload, SubmitJob, Transfer, TxBody
 from wallet.accounts.amounts import format_tile
+from wallet.accounts.journal import Journal, Note
 from wallet.accounts.keys import SigningKey
 from wallet.accounts.keystore import Account as StoredAccount
 from wallet.accounts.payment import PaymentRequest
 from wallet.client import purse
-from wallet.client.gateway import Gateway
-from wallet.client.purse import Purse, Sent, Told
-from wallet.client.transactions import Rules, max_fee, sign
-from wallet.errors import ExitCode, WalletError
+from wallet.client.gateway import Gateway, Heads
+from wallet.client.purse import USUAL, Awaited, Purse, Sent, Told, Wish, fetch, look_up, unknown_outcome
+from wallet.client.rpc import NetworkError, RpcError
+from wallet.client.transactions import Rules, max_fee
+from wallet.errors import ExitCode, WalletError, naming
 
 HISTORY_PAGE = 100
 
@@ -57,6 +60,18 @@ class Settled(Struct, frozen=True):
     fee_grains: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Where a history begins: above a `height`, or at `time_ms` (Unix milliseconds)."""
+
+    height: int = -1
+    time_ms: int = 0
+
+    def holds(self, movement: MovementView) -> bool:
+        """Whether a movement belongs to it."""
+        return movement.height > self.height and movement.time_ms >= self.time_ms
+
+
 class Received(Struct, frozen=True):
     """A payment that fits the request which was watched for."""
 
@@ -71,14 +86,17 @@ class Received(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """A transfer, ready to be signed."""
+    """A transaction as it would be signed now, and what it is for. Other payments may take its nonce before it is sent,
+    and then it gets another one, and with it another id; its fees are never more than these."""
 
     network: Rules
     body: TxBody
+    note: Note
+    wish: Wish
 
     @property
     def txid(self) -> bytes:
-        """Its id."""
+        """Its id, if it were signed now."""
         return self.body.txid(self.network.genesis_hash)
 
     @property
@@ -88,33 +106,95 @@ class Payment:
 
 
 async def prepare_payment(
-    url: str, account: StoredAccount, request: PaymentRequest, max_fee_grains: int | None
+    url: str, account: StoredAccount, request: PaymentRequest, max_fee_grains: int | None, wish: Wish = USUAL
 ) -> Payment:
     """A transfer that fulfils `request`, which names an amount. Raises `WalletError`: network-mismatch,
     insufficient-balance, fee-too-low."""
     assert request.amount_grains is not None
     payload = Transfer((Output(request.address, request.amount_grains),), request.memo.encode())
+    what = f"the payment of {format_tile(request.amount_grains)} TILE to "
     async with Gateway(url) as gateway:
         network = await gateway.network()
         network.require(account.prefix)
         network.require(request.prefix)
-        (body,) = await Purse(gateway, network, account.public_key, max_fee_grains).prepare([payload], "the payment")
-        return Payment(network, body)
+        note = Note("payment", what + network.address_text(request.address))
+        return await _quote(gateway, network, account.public_key, payload, note, max_fee_grains, wish)
+
+
+async def prepare_replacement(
+    url: str, journal: Journal, txid: str, max_fee_grains: int | None, tip: int | None, *, cancel: bool
+) -> tuple[Payment, Sent]:
+    """What takes the place of a transaction that waits: the same at higher fees, or (`cancel`) nothing but its nonce.
+    Beside it the transaction itself.
+
+    Only one of the two can ever be in the chain. Raises `WalletError`: transaction-not-found, already-confirmed,
+    already-replaced, and as `prepare_payment`.
+    """
+    async with Gateway(url) as gateway:
+        network = await gateway.network()
+        sent = await _known(gateway, network, journal, txid)
+        body = sent.transaction.body
+        await _require_waiting(gateway, network, sent)
+        noted = journal.find(txid)
+        note = Note("payment", f"transaction {txid}")
+        payload: Payload = body.payload
+        if noted is not None:
+            note = Note(noted.kind, noted.what, lambda new: noted.resume.replace(txid, new[0]))
+        elif isinstance(payload, SubmitJob):
+            note = Note("job", f"job {txid}")
+        if cancel:
+            note = Note("cancel", f"the cancellation of {note.what}")
+            payload = Transfer((Output(body.address, 0),))
+        wish = Wish(tip, body.nonce, body)
+        return await _quote(gateway, network, body.sender, payload, note, max_fee_grains, wish), sent
 
 
 async def deliver(
-    url: str, payment: Payment, key: SigningKey, confirmations: int, timeout_seconds: float | None, tell: Told
+    url: str,
+    journal: Journal,
+    payment: Payment,
+    key: SigningKey,
+    confirmations: int,
+    timeout_seconds: float | None,
+    tell: Told,
+    signed: Callable[[Sent], None],
 ) -> Settled:
     """Send a payment, behind what the account has pending, and wait for `confirmations` blocks (0: do not wait).
 
-    Raises `WalletError`, see `settle`.
+    `signed` hears of it before it leaves. Raises `WalletError`, see `Purse.pay` and `settle`.
     """
     async with Gateway(url) as gateway:
-        sent = Sent(payment.txid, sign(payment.network, key, payment.body))
-        await purse.deliver(gateway, payment.network, sent, tell)
-        if not confirmations:
-            return Settled(sent.txid.hex(), "sent", None, 0, None)
+        own = Purse(gateway, payment.network, key.public_key, payment.max_fee_grains, journal)
+        (sent,) = await own.pay(
+            key,
+            [payment.body.payload],
+            payment.note,
+            wish=payment.wish,
+            signed=lambda all_: signed(*all_),
+            tell=tell,
+        )
         return await settle(gateway, payment.network, sent, confirmations, timeout_seconds, tell)
+
+
+async def resend(
+    url: str, journal: Journal, txid: str, confirmations: int, timeout_seconds: float | None, tell: Told
+) -> Settled:
+    """Bring a transaction that was signed before to the node once more, unless it is there, and wait as `deliver` does.
+    The same bytes can only be paid once.
+
+    Raises `WalletError`: transaction-not-found, already-replaced, and as `settle`.
+    """
+    async with Gateway(url) as gateway:
+        network = await gateway.network()
+        sent = await _known(gateway, network, journal, txid)
+        with naming([txid], "transaction"):
+            try:
+                await purse.deliver(gateway, network, sent, tell)
+            except RpcError as error:
+                raise _replaced(error, txid) from error
+            except WalletError as error:
+                raise unknown_outcome(error, txid) from error
+        return await settle(gateway, network, sent, confirmations, timeout_seconds, tell)
 
 
 async def settle(
@@ -122,30 +202,45 @@ async def settle(
 ) -> Settled:
     """Wait until `confirmations` blocks stand on a transaction, its own counted; send it again if the node loses it.
 
-    Raises `WalletError`: payment-failed with the chain's reason, confirmation-timeout.
+    With no confirmations to wait for, it is sent. Raises `WalletError`, which names it: payment-failed with the chain's
+    reason, already-replaced, confirmation-timeout, outcome-unknown where the node cannot be asked.
     """
     txid = sent.txid.hex()
-    patience = timeout_seconds or _patience_seconds(network, confirmations)
-    try:
-        async with asyncio.timeout(patience), gateway.heads() as heads:
-            seen = -1
-            while True:
-                view = await gateway.transaction(txid)
-                if view is None:
-                    await purse.deliver(gateway, network, sent, tell)
-                elif view.status == "confirmed":
-                    _require_success(view)
-                    if view.confirmations >= confirmations:
-                        return Settled(txid, "confirmed", view.height, view.confirmations, view.fee)
-                count = 0 if view is None else view.confirmations
-                if count != seen:
-                    tell(f"{count} of {confirmations} confirmations")
-                    seen = count
-                await heads.wait(_POLL_SECONDS)
-    except TimeoutError:
-        message = f"transaction {txid} is not confirmed {confirmations} times after {patience:g} s"
-        fix = "it may still be; see `tilework wallet history` before you pay again"
-        raise WalletError("confirmation-timeout", message, fix, ExitCode.TIMEOUT) from None
+    if not confirmations:
+        return Settled(txid, "sent", None, 0, None)
+    with naming([txid], "transaction"):
+        patience = timeout_seconds or _patience_seconds(network, confirmations)
+        try:
+            async with asyncio.timeout(patience), gateway.heads() as heads:
+                return await _confirmed(gateway, network, sent, confirmations, heads, tell)
+        except TimeoutError:
+            message = f"transaction {txid} is not confirmed {confirmations} times after {patience:g} s"
+            fix = f"it may still be, so do not pay again: tilework wallet resend {txid} --wait {confirmations} waits on"
+            raise WalletError("confirmation-timeout", message, fix, ExitCode.TIMEOUT) from None
+        except NetworkError as error:
+            raise unknown_outcome(error, txid) from error
+
+
+async def _confirmed(
+    gateway: Gateway, network: Rules, sent: Sent, confirmations: int, heads: Heads, tell: Told
+) -> Settled:
+    txid, seen = sent.txid.hex(), -1
+    while True:
+        view = await gateway.transaction(txid)
+        if view is None:
+            try:
+                await purse.deliver(gateway, network, sent, tell)
+            except RpcError as error:
+                raise _replaced(error, txid) from error
+        elif view.status == "confirmed":
+            _require_success(view)
+            if view.confirmations >= confirmations:
+                return Settled(txid, "confirmed", view.height, view.confirmations, view.fee)
+        count = 0 if view is None else view.confirmations
+        if count != seen:
+            tell(f"{count} of {confirmations} confirmations")
+            seen = count
+        await heads.wait(_POLL_SECONDS)
 
 
 async def watch(
@@ -178,11 +273,34 @@ async def watch(
             raise WalletError("payment-timeout", message, fix, ExitCode.TIMEOUT) from None
 
 
-async def history(url: str, prefix: str, address: str, limit: int, before: int | None) -> list[MovementView]:
-    """What came to and left an account, newest first."""
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What an account has before it and behind it: transactions of the journal that no block has taken for good, and
+    movements, newest first."""
+
+    awaited: list[Awaited]
+    movements: list[MovementView]
+    height: int
+    """Of the tip: what matures above it has not matured yet."""
+
+
+async def history(
+    url: str, journal: Journal, prefix: str, address: str, limit: int | None, before: int | None, since: Since
+) -> Statement:
+    """What came to and left an account: at most `limit` movements (None: all), below the height `before`, `since`."""
     async with Gateway(url) as gateway:
-        (await gateway.network()).require(prefix)
-        return await gateway.history(address, limit, before)
+        network = await gateway.network()
+        network.require(prefix)
+        awaited = await look_up(gateway, network, journal, address)
+        movements: list[MovementView] = []
+        while limit is None or len(movements) < limit:
+            wanted = HISTORY_PAGE if limit is None else min(HISTORY_PAGE, limit - len(movements))
+            page = await gateway.history(address, wanted, before)
+            movements += [movement for movement in page if since.holds(movement)]
+            if not page or not since.holds(page[-1]):
+                break
+            before = page[-1].height
+        return Statement(awaited, movements, (await gateway.info()).height)
 
 
 async def balance(url: str, prefix: str, address: str, prove: bool, tell: Told) -> Balance:
@@ -273,9 +391,54 @@ async def _header_above(gateway: Gateway, network: Rules, height: int, tell: Tol
     return header
 
 
+async def _quote(
+    gateway: Gateway,
+    network: Rules,
+    public_key: bytes,
+    payload: Payload,
+    note: Note,
+    max_fee_grains: int | None,
+    wish: Wish,
+) -> Payment:
+    (body,) = await Purse(gateway, network, public_key, max_fee_grains).prepare([payload], note.what, wish)
+    return Payment(network, body, note, wish)
+
+
+async def _known(gateway: Gateway, network: Rules, journal: Journal, txid: str) -> Sent:
+    """A transaction of the journal or of the node."""
+    sent = await fetch(gateway, network, journal, txid)
+    if sent is None:
+        fix = "`tilework wallet history` shows what waits; --dir names the directory of the account that it is from"
+        message = f"neither the journal nor the node has a transaction {txid}"
+        raise WalletError("transaction-not-found", message, fix, ExitCode.NOT_FOUND)
+    return sent
+
+
+async def _require_waiting(gateway: Gateway, network: Rules, sent: Sent) -> None:
+    """Raises `WalletError` where a block has taken a transaction, or another one under its nonce."""
+    txid, body = sent.txid.hex(), sent.transaction.body
+    view = await gateway.transaction(txid)
+    if view is not None and view.status == "confirmed":
+        message = f"transaction {txid} stands in block {view.height}"
+        raise WalletError("already-confirmed", message, "nothing waits; what is paid stays paid", txids=[txid])
+    if view is None and (await gateway.account(network.address_text(body.address))).nonce > body.nonce:
+        raise _gone(txid)
+
+
+def _replaced(error: RpcError, txid: str) -> WalletError:
+    """What a refusal of a transaction that was signed before amounts to."""
+    return _gone(txid) if error.reason == "nonce-too-low" else error
+
+
+def _gone(txid: str) -> WalletError:
+    message = f"another transaction of the account has the nonce of {txid}, which can never be paid any more"
+    return WalletError("already-replaced", message, "`tilework wallet history` shows what was paid", txids=[txid])
+
+
 def _require_success(view: TxView) -> None:
     if view.ok is False:
-        message = f"the transaction stands in block {view.height} but failed: {view.detail or view.reason}"
+        why = view.detail or view.reason
+        message = f"transaction {view.txid} stands in block {view.height} but failed: {why}"
         raise WalletError("payment-failed", message, "correct what it says and pay again; only its fee is spent")
 
 

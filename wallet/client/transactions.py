@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from api.params import REPLACEMENT_PERCENT
 from consensus.address import encode_address
 from consensus.codec import MAX_AMOUNT
 from consensus.params import TILE, ChainParams, mainnet
 from consensus.rules.issuance import next_base_fee
 from consensus.rules.payloads import intrinsic_gas
-from consensus.transaction import Payload, Transaction, TxBody
+from consensus.transaction import Payload, TxBody
 from consensus.transition import genesis_transition
 from wallet.accounts.amounts import format_tile
-from wallet.accounts.keys import SigningKey
 from wallet.errors import ExitCode, WalletError
 
 HEADROOM_BLOCKS = 12
@@ -65,23 +65,51 @@ class FeeTerms:
     tip: int
     max_base_fee: int
 
+    @classmethod
+    def of(cls, body: TxBody) -> FeeTerms:
+        """What a transaction offers."""
+        return cls(body.tip, body.max_base_fee)
+
 
 def choose_fees(
-    params: ChainParams, payload: Payload, base_fee: int, suggested_tip: int, max_fee_grains: int | None = None
+    params: ChainParams,
+    payload: Payload,
+    base_fee: int,
+    tip: int,
+    max_fee_grains: int | None = None,
+    *,
+    exact: bool = False,
 ) -> FeeTerms:
     """Fees for `payload` now that the base fee is `base_fee`: headroom for `HEADROOM_BLOCKS` full blocks, within
-    `max_fee_grains` in all (None: `DEFAULT_MAX_FEE_GRAINS`).
+    `max_fee_grains` in all (None: `DEFAULT_MAX_FEE_GRAINS`). The tip is less where the limit leaves no more, unless it
+    is to be `exact`.
 
     Raises `WalletError` (fee-too-low) if that is less than the transaction costs right now.
     """
     limit = DEFAULT_MAX_FEE_GRAINS if max_fee_grains is None else max_fee_grains
     gas = gas_of(params, payload)
     affordable = limit // gas
-    if affordable < base_fee:
-        message = f"this costs {format_tile(gas * base_fee)} TILE in fees now, and {format_tile(limit)} are allowed"
+    least = base_fee + tip if exact else base_fee
+    if affordable < least:
+        message = f"this costs {format_tile(gas * least)} TILE in fees now, and {format_tile(limit)} are allowed"
         raise WalletError("fee-too-low", message, "allow more (--fee), or wait until the network is less busy")
-    tip = min(suggested_tip, affordable - base_fee)
+    tip = min(tip, affordable - base_fee)
     return FeeTerms(tip, min(_headroom(params, base_fee), affordable - tip))
+
+
+def outbid(
+    params: ChainParams, payload: Payload, wished: FeeTerms, before: FeeTerms, max_fee_grains: int | None = None
+) -> FeeTerms:
+    """The fees that were wished for, or more where a node would else keep what offers those `before` under the same
+    nonce: the tip, and the whole, must be higher by a tenth. Raises `WalletError` (fee-too-low)."""
+    tip = max(wished.tip, _raised(before.tip))
+    max_base_fee = max(wished.max_base_fee, _raised(before.tip + before.max_base_fee) - tip)
+    limit = DEFAULT_MAX_FEE_GRAINS if max_fee_grains is None else max_fee_grains
+    cost = gas_of(params, payload) * (tip + max_base_fee)
+    if cost > limit:
+        message = f"to take its place this may cost {format_tile(cost)} TILE in fees, {format_tile(limit)} are allowed"
+        raise WalletError("fee-too-low", message, "allow more (--fee), or wait until a block takes the one before")
+    return FeeTerms(tip, max_base_fee)
 
 
 def gas_of(params: ChainParams, payload: Payload) -> int:
@@ -93,12 +121,6 @@ def build(params: ChainParams, public_key: bytes, nonce: int, payload: Payload, 
     """The transaction, ready to be signed; its gas limit is the gas that it uses."""
     body = TxBody(public_key, nonce, fees.tip, 0, fees.max_base_fee, payload)
     return replace(body, gas_limit=intrinsic_gas(params, body))
-
-
-def sign(network: Rules, key: SigningKey, body: TxBody) -> Transaction:
-    """The signed transaction. Valid on this network only."""
-    assert body.sender == key.public_key
-    return Transaction(body, key.sign(body.signing_hash(network.genesis_hash)))
 
 
 def max_fee(body: TxBody) -> int:
@@ -114,6 +136,10 @@ def check_balance(balance: int, needed: int, what: str) -> None:
             f"{format_tile(balance)}: {format_tile(needed - balance)} are missing"
         )
         raise WalletError("insufficient-balance", message, "fund the account, or send or offer less")
+
+
+def _raised(grains: int) -> int:
+    return grains + max(1, -(-grains * REPLACEMENT_PERCENT // 100))
 
 
 def _headroom(params: ChainParams, base_fee: int) -> int:

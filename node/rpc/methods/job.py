@@ -83,7 +83,7 @@ def _job_of(chain: ReadChain, packet_id: bytes) -> str | None:
 
 def _owned(chain: ReadChain, owner: bytes, limit: int) -> list[bytes]:
     """The jobs of an account, newest first: each moved its escrow when it was opened."""
-    movements = chain.archive.movements(owner, _SCANNED_MOVEMENTS)
+    movements = islice(chain.archive.movements(owner), _SCANNED_MOVEMENTS)
     return list(islice((m.reference for m in movements if m.kind == "escrow"), limit))
 
 

@@ -10,8 +10,9 @@ from api.params import History, NoParams, OfTransaction, SignedTransaction
 from consensus import state
 from consensus.params import MAX_TX_BYTES
 from consensus.transaction import Transaction
-from node.rpc.context import Context, ReadChain, decode_hex, refusals
+from node.rpc.context import Context, decode_hex, refusals
 from node.rpc.jsonrpc import RpcError
+from node.rpc.movements import page
 from node.rpc.registry import Table
 from node.rpc.views import Placed, tx_view
 
@@ -67,12 +68,13 @@ async def tx_fees(node: Context, _params: NoParams) -> Fees:
 
 @TABLE.method("tx_history")
 async def tx_history(node: Context, params: History) -> list[MovementView]:
-    """What came to and left an account, newest first.
+    """What came to and left an account, newest first; last of all what genesis gave it.
 
-    A page ends with a whole height (unless one height alone exceeds it), so that `before` goes on where it ended.
+    A page ends with a whole height, so that `before` goes on where it ended: it is shorter than `limit` where the next
+    height would exceed it, and longer where one height alone does. An empty page is the end.
     """
     address = node.address(params.address)
-    return await node.compute.run(_movements, node.chain, address, params.limit, params.before)
+    return await node.compute.run(page, node.chain, address, params.limit, params.before)
 
 
 def _find(node: Context, txid: bytes) -> TxView | None:
@@ -88,16 +90,3 @@ def _find(node: Context, txid: bytes) -> TxView | None:
     location, tx, receipt = confirmed
     count = max(1, chain.tip.height - location.height + 1)
     return tx_view(tx, txid, node.prefix, Placed(location.block, location.height, count, receipt))
-
-
-def _movements(chain: ReadChain, address: bytes, limit: int, before: int | None) -> list[MovementView]:
-    movements = chain.archive.movements(address, limit + 1, before)
-    if len(movements) > limit:
-        whole = [movement for movement in movements if movement.height > movements[-1].height]
-        movements = whole or movements[:limit]
-    views = []
-    for movement in movements:
-        entry = chain.entry(chain.archive.id_at(movement.height) or b"")
-        time_ms = 0 if entry is None else entry.core.time_ms
-        views.append(MovementView(movement.height, movement.kind, movement.amount, movement.reference.hex(), time_ms))
-    return views

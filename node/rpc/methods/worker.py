@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from api.params import OfWorker, WorkerListing
 from api.work import DeclarationView, WorkerView
 from consensus.params import ChainParams
@@ -19,7 +21,8 @@ async def worker_get(node: Context, params: OfWorker) -> WorkerView:
     """A worker's declaration, bond, record and packets. `registered` is false for any other account."""
     address = node.address(params.address)
     worker, tick = await node.read(lambda reader, _tip: (WORKERS.get(reader, address), ledger(reader).tick))
-    return _view(node.chain.params, params.address.lower(), worker, tick)
+    view = _view(node.chain.params, params.address.lower(), worker, tick)
+    return replace(view, lost=await node.compute.run(node.chain.archive.lost, address))
 
 
 @TABLE.method("worker_list")

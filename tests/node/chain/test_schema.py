@@ -22,7 +22,7 @@ def test_every_table_has_its_own_prefix_and_its_line_in_the_description() -> Non
         for name, value in vars(schema).items()
         if name.isupper() and not name.startswith("_") and isinstance(value, bytes) and len(value) == 1
     ]
-    assert len(set(prefixes)) == len(prefixes) == 16
+    assert len(set(prefixes)) == len(prefixes) == 17
     assert schema.__doc__ is not None
     described = {line[4] for line in schema.__doc__.splitlines() if line.startswith("    ") and line[5:8] == " ‖ "}
     assert described == {prefix.decode() for prefix in prefixes}

@@ -210,7 +210,7 @@ def test_a_database_survives_reopening(path: Path) -> None:
         filled(store).close()
     store = LevelStore(path)
     assert list(store.scan(b"b")) == [(key, value) for key, value in PAIRS.items() if key.startswith(b"b")]
-    assert store.get(schema.FORMAT) == b"1"
+    assert store.get(schema.FORMAT) == b"2"
     store.close()
     assert path.stat().st_mode & 0o777 == 0o700
 
@@ -234,10 +234,21 @@ def test_a_database_of_another_format(path: Path) -> None:
     store = LevelStore(path)
     store.write({schema.FORMAT: b"99"})
     store.close()
-    with pytest.raises(StorageError, match=r"has format 99, this node reads format 1: use the version that wrote it"):
+    with pytest.raises(StorageError, match=r"has format 99, this node reads format 2: use the version that wrote it"):
         LevelStore(path)
     with pytest.raises(StorageError, match="format 99"):  # and the refusal leaves it unlocked
         LevelStore(path)
+
+
+def test_a_database_of_the_format_before_is_taken_over(path: Path) -> None:
+    store = LevelStore(path)
+    filled(store)
+    store.write({schema.FORMAT: b"1"})
+    store.close()
+    store = LevelStore(path)
+    assert store.get(schema.FORMAT) == b"2"
+    assert list(store.scan(b"b")) == [(key, value) for key, value in PAIRS.items() if key.startswith(b"b")]
+    store.close()
 
 
 def test_another_programs_database_is_left_alone(path: Path) -> None:

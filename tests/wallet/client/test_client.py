@@ -384,9 +384,10 @@ def test_a_job_that_a_reorganisation_removed_for_good_is_lost_loudly(liar: Lying
             other.attach(job.ids, x, w).result(30)
         # As after a reorganisation in which the account's nonce went to another transaction.
         liar.changes = dict.fromkeys(("job_get", "tx_get"), unknown)
-        with pytest.raises(WalletError, match="on the chain no more") as caught:
+        with pytest.raises(WalletError, match="cannot be sent again") as caught:
             job.result(20)
         assert caught.value.code == "job-lost"
+        assert caught.value.txids == job.ids
 
 
 def test_a_node_that_is_away_for_a_while_is_waited_for(liar: LyingNode) -> None:

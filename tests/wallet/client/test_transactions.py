@@ -25,7 +25,7 @@ from wallet.client.transactions import (
     choose_fees,
     gas_of,
     max_fee,
-    sign,
+    outbid,
 )
 from wallet.errors import WalletError
 
@@ -44,7 +44,7 @@ def network(rules: ChainParams = PARAMS) -> Rules:
 @pytest.mark.parametrize("payload", [PAYMENT, JOB, CancelJob(bytes(32)), RegisterWorker(bytes(32), 0, 1, 1, TILE)])
 def test_consensus_accepts_what_is_built_and_signed(payload: Any) -> None:
     body = build(PARAMS, KEY.public_key, 3, payload, choose_fees(PARAMS, payload, 1, 1))
-    tx = sign(network(), KEY, body)
+    tx = KEY.transaction(body, network().genesis_hash)
     validation.check_transaction(PARAMS, tx)
     validation.check_signatures(network().genesis_hash, [tx])
     assert (body.gas_limit, body.nonce) == (payloads.intrinsic_gas(PARAMS, body), 3)
@@ -53,7 +53,7 @@ def test_consensus_accepts_what_is_built_and_signed(payload: Any) -> None:
 
 
 def test_a_signature_is_of_one_network_only() -> None:
-    tx = sign(network(), KEY, build(PARAMS, KEY.public_key, 0, PAYMENT, FeeTerms(1, 1)))
+    tx = KEY.transaction(build(PARAMS, KEY.public_key, 0, PAYMENT, FeeTerms(1, 1)), network().genesis_hash)
     assert not tx.is_signed(network(params.mainnet()).genesis_hash)
 
 
@@ -66,18 +66,35 @@ def test_what_a_payload_moves() -> None:
 
 def test_fees_leave_room_for_full_blocks_and_keep_to_the_limit() -> None:
     gas = gas_of(PARAMS, PAYMENT)
-    easy = choose_fees(PARAMS, PAYMENT, base_fee=1000, suggested_tip=10)
+    easy = choose_fees(PARAMS, PAYMENT, base_fee=1000, tip=10)
     assert easy.tip == 10
     assert 1000 * 1.125**11 < easy.max_base_fee < 1000 * 1.125**13
     tight = choose_fees(PARAMS, PAYMENT, 1000, 10, max_fee_grains=gas * 1005)
     assert tight == FeeTerms(5, 1000)
-    greedy = choose_fees(PARAMS, PAYMENT, 1, suggested_tip=2**62)
+    greedy = choose_fees(PARAMS, PAYMENT, 1, tip=2**62)
     assert (greedy.tip + greedy.max_base_fee) * gas <= DEFAULT_MAX_FEE_GRAINS
     with pytest.raises(WalletError, match="are allowed") as caught:
         choose_fees(PARAMS, PAYMENT, 1000, 10, max_fee_grains=gas * 1000 - 1)
     assert caught.value.code == "fee-too-low"
     with pytest.raises(WalletError, match="are allowed"):
         choose_fees(PARAMS, PAYMENT, 2**62, 0)
+
+
+def test_an_exact_tip_is_kept_or_refused() -> None:
+    gas = gas_of(PARAMS, PAYMENT)
+    assert choose_fees(PARAMS, PAYMENT, 1000, 10, gas * 1010, exact=True).tip == 10
+    with pytest.raises(WalletError, match="are allowed"):
+        choose_fees(PARAMS, PAYMENT, 1000, 10, gas * 1009, exact=True)
+
+
+def test_what_takes_anothers_place_offers_a_tenth_more_in_tip_and_in_all() -> None:
+    before = FeeTerms(100, 1000)
+    fees = outbid(PARAMS, PAYMENT, FeeTerms(1, 5), before)
+    assert fees == FeeTerms(110, 1100)
+    assert outbid(PARAMS, PAYMENT, FeeTerms(0, 1), FeeTerms(0, 1)) == FeeTerms(1, 1)
+    assert outbid(PARAMS, PAYMENT, FeeTerms(500, 9000), before) == FeeTerms(500, 9000)
+    with pytest.raises(WalletError, match="to take its place"):
+        outbid(PARAMS, PAYMENT, FeeTerms(1, 5), before, gas_of(PARAMS, PAYMENT) * 1209)
 
 
 def test_a_missing_balance_is_told_in_numbers() -> None:

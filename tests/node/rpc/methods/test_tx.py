@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from consensus.codec import encode
+from consensus.transaction import Output, Transfer
 from node.pool.mempool import MAX_PENDING_PER_ACCOUNT
 from tests.builders import ALICE, BOB, CAROL, DAVE, MINER, operand
 from tests.node.rpc.world import World, small_job, with_workers
@@ -102,11 +103,14 @@ def test_history_pages_end_with_whole_heights() -> None:
     page = world.call("tx_history", address=world.text(BOB), limit=3)
     assert [entry["amount"] for entry in page] == [30, 3]
     older = world.call("tx_history", address=world.text(BOB), limit=50, before=page[-1]["height"])
-    assert [entry["amount"] for entry in older] == [20, 2, 10, 1]
-    assert {entry["kind"] for entry in page + older} == {"received"}
+    assert [entry["amount"] for entry in older][:4] == [20, 2, 10, 1]
+    assert {entry["kind"] for entry in page + older[:4]} == {"received"}
+    given = next(a.amount for a in world.builder.params.allocations if a.address == BOB.address)
+    assert [(entry["kind"], entry["amount"], entry["height"]) for entry in older[4:]] == [("genesis", given, 0)]
+    assert world.call("tx_history", address=world.text(BOB), before=0) == []
     assert page[0]["time_ms"] == world.chain.tip.core.time_ms
-    (only,) = {entry["height"] for entry in world.call("tx_history", address=world.text(BOB), limit=1)}
-    assert only == world.chain.tip.height
+    whole = world.call("tx_history", address=world.text(BOB), limit=1)
+    assert [entry["height"] for entry in whole] == [world.chain.tip.height] * 2
 
 
 def test_history_tells_escrow_pay_and_rewards() -> None:
@@ -119,6 +123,60 @@ def test_history_tells_escrow_pay_and_rewards() -> None:
         key.name: [entry["kind"] for entry in world.call("tx_history", address=world.text(key))]
         for key in (ALICE, DAVE, MINER)
     }
-    assert kinds["alice"] == ["refund", "escrow", "sent"] or kinds["alice"] == ["refund", "sent", "escrow"]
-    assert kinds["dave"] == ["packet", "sent"]
+    assert kinds["alice"] == ["refund", "fee", "escrow", "genesis"]
+    assert kinds["dave"] == ["packet", "bond", "genesis"]
     assert set(kinds["miner"]) == {"block"}
+    escrow = world.call("tx_history", address=world.text(ALICE))[2]
+    assert escrow["reference"] == job.id.hex()
+    packet = world.call("tx_history", address=world.text(DAVE))[0]
+    assert (packet["counterparty"], packet["job"]) == (world.text(ALICE), job.id.hex())
+    block = world.call("tx_history", address=world.text(MINER))[0]
+    assert block["matures_at"] == block["height"] + world.chain.params.maturity
+
+
+def test_a_payment_is_told_to_both_with_who_why_and_for_what() -> None:
+    world = World()
+    tx = world.builder.tx(ALICE, Transfer((Output(BOB.address, 7),), b"for tea"))
+    world.mine([tx])
+    sent, received = (world.call("tx_history", address=world.text(key))[0] for key in (ALICE, BOB))
+    assert (sent["kind"], sent["amount"], sent["counterparty"]) == ("sent", -7 - sent["fee"], world.text(BOB))
+    assert (received["kind"], received["amount"], received["counterparty"]) == ("received", 7, world.text(ALICE))
+    assert sent["memo"] == received["memo"] == b"for tea".hex()
+    assert sent["reference"] == received["reference"] == tx.body.txid(world.chain.genesis_hash).hex()
+
+
+def test_a_failed_transaction_is_its_fee() -> None:
+    world = World()
+    world.mine([world.builder.retire(ALICE)])
+    entry = world.call("tx_history", address=world.text(ALICE))[0]
+    assert (entry["kind"], entry["ok"], entry["amount"]) == ("fee", False, -entry["fee"])
+
+
+def test_movements_add_up_to_what_an_account_and_its_bond_hold() -> None:
+    """Through a registration, a packet answered and one missed, blocks mined, and the bond's return."""
+    world = with_workers(DAVE)
+    first = small_job(world, ALICE, packets=1)
+    world.mine([first.transaction])
+    world.mine(results=world.builder.answers(first))
+    missed = small_job(world, CAROL, packets=1)
+    world.mine([missed.transaction])
+    world.mine(count=world.chain.params.window + 3)
+    worker = world.call("worker_get", address=world.text(DAVE))
+    assert worker["lost"] > 0
+    assert worker["missed"] >= 1
+    _check_sums(world)
+    world.mine([world.builder.retire(DAVE)])
+    world.mine(count=2 * world.chain.params.window + world.chain.params.registration_delay)
+    kinds = [entry["kind"] for entry in world.call("tx_history", address=world.text(DAVE))]
+    assert {"miss", "packet", "bond", "bond-back"} <= set(kinds)
+    _check_sums(world)
+    assert world.call("worker_get", address=world.text(DAVE))["lost"] >= worker["lost"]
+
+
+def _check_sums(world: World) -> None:
+    tip = world.chain.tip.height
+    for key in (ALICE, BOB, CAROL, DAVE, MINER):
+        entries = world.call("tx_history", address=world.text(key), limit=1000)
+        held = sum(entry["amount"] for entry in entries if (entry["matures_at"] or 0) <= tip)
+        assert held == world.call("state_getAccount", address=world.text(key))["balance"]
+        assert sum(entry["bond"] for entry in entries) == world.call("worker_get", address=world.text(key))["bond"]
