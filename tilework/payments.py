@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,9 +103,11 @@ class Payer:
         from wallet.client.purse import Wish
 
         account = choose_account(self._keystore, account_name)
-        payment = asyncio.run(payments.prepare_payment(self._url, account, request, max_fee, Wish(tip, nonce)))
+        payment = asyncio.run(
+            payments.prepare_payment(self._url, self._keystore.journal, account, request, max_fee, Wish(tip, nonce))
+        )
         assert request.amount_grains is not None
-        plan = {
+        plan: dict[str, object] = {
             "from": account.address_text,
             "to": payment.network.address_text(request.address),
             "amount_grains": request.amount_grains,
@@ -114,6 +117,11 @@ class Payer:
         lines = [f"pay {plan['amount']} TILE", f"  from  {plan['from']}", f"  to    {plan['to']}"]
         if request.memo:
             lines.append(f"  memo  {request.memo}")
+        for one in payment.same:
+            ago = max(0, int(time.time() - one.signed.made_ms / 1000))
+            lines.append(f"  NOTE  {ago} s ago as much was paid to it, which is {one.state}: {one.txid}")
+        if payment.same:
+            plan["same"] = [one.txid for one in payment.same]
         self._carry_out(account, payment, plan, "\n".join(lines))
 
     def replace(self, txid: str, max_fee: int | None, tip: int | None, *, cancel: bool) -> None:
@@ -123,7 +131,7 @@ class Payer:
         call = payments.prepare_replacement(self._url, self._keystore.journal, txid, max_fee, tip, cancel=cancel)
         payment, before = asyncio.run(call)
         account = self._keystore.owner(before.transaction.body.address)
-        plan = {"replaces": txid, "tip": payment.body.tip, "what": payment.note.what}
+        plan: dict[str, object] = {"replaces": txid, "tip": payment.body.tip, "what": payment.note.what}
         doing = "never pay" if cancel else "offer higher fees for"
         self._carry_out(account, payment, plan, f"{doing} {txid}\n  which  {payment.note.what}")
 

@@ -27,19 +27,23 @@ class LyingNode:
         """Applied to downloads; None answers NOT_FOUND."""
         self.stored: Callable[[bytes], bytes] = lambda answer: answer
         """Applied to the answers to uploads."""
+        self.mangled: dict[str, str] = {}
+        """Method → what is done to its answer, which the true node has given: drop (the connection is cut), garble (no
+        JSON), gateway (an HTML page with status 502), withhold (never sent); or lose (the connection is cut before the
+        true node hears of the call)."""
+        self.goes_down_after = ""
+        """A method after whose answer, mangled or not, nothing is answered any more."""
         self.is_down = False
         self.calls: list[str] = []
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if self.is_down:
-            assert request.transport is not None
-            request.transport.abort()
-            return web.Response()
+            return self._cut(request)
         if "Upgrade" in request.headers:
             return web.Response(status=404)  # no subscriptions: whoever waits must ask
         body = await request.read()
         if request.method == "POST":
-            return await self._call(body)
+            return await self._call(request, body)
         async with (
             aiohttp.ClientSession() as session,
             session.request(request.method, self.target + request.path_qs, data=body) as answer,
@@ -53,10 +57,13 @@ class LyingNode:
             status = 404 if data is None else answer.status
             return web.Response(body=data, status=status, content_type=answer.content_type)
 
-    async def _call(self, body: bytes) -> web.Response:
+    async def _call(self, request: web.BaseRequest, body: bytes) -> web.Response:
         call = msgspec.json.decode(body)
         method = call["method"]
         self.calls.append(method)
+        mangling = self.mangled.get(method, "")
+        if mangling == "lose":
+            return self._cut(request)
         if method in self.swallowed:
             self.swallowed.discard(method)
             answer = {"jsonrpc": "2.0", "id": call["id"], "result": {"txid": "00" * 32, "id": "00" * 32}}
@@ -74,7 +81,20 @@ class LyingNode:
             except KeyError:
                 del answer["result"]
                 answer["error"] = {"code": -32001, "message": "gone", "data": {"name": "NOT_FOUND", "fix": "none"}}
-        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+        self.is_down |= method == self.goes_down_after
+        if mangling == "drop":
+            return self._cut(request)
+        if mangling == "withhold":
+            await asyncio.sleep(60)
+        if mangling == "gateway":
+            return web.Response(status=502, text="<html>Bad Gateway</html>", content_type="text/html")
+        body = b'{"jsonrpc": "2.0", "id": 1, "res' if mangling == "garble" else msgspec.json.encode(answer)
+        return web.Response(body=body, content_type="application/json")
+
+    def _cut(self, request: web.BaseRequest) -> web.Response:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msgspec import Struct
 
@@ -19,7 +19,7 @@ from consensus.proofs import trie
 from consensus.state import ACCOUNTS, Account
 from consensus.transaction import Output, Payload, SubmitJob, Transfer, TxBody
 from wallet.accounts.amounts import format_tile
-from wallet.accounts.journal import Journal, Note
+from wallet.accounts.journal import Journal, Note, now_ms
 from wallet.accounts.keys import SigningKey
 from wallet.accounts.keystore import Account as StoredAccount
 from wallet.accounts.payment import PaymentRequest
@@ -36,6 +36,7 @@ _WAIT_BLOCKS = 20
 """How many intended block times the first confirmation may take."""
 _LEAST_WAIT_SECONDS = 60.0
 _POLL_SECONDS = 5.0
+_SAME_MS = 10 * 60 * 1000
 _MAX_ACCOUNT_BYTES = 64
 
 
@@ -93,6 +94,8 @@ class Payment:
     body: TxBody
     note: Note
     wish: Wish
+    same: tuple[Awaited, ...] = ()
+    """Those of the last minutes that are for the same: maybe somebody pays twice."""
 
     @property
     def txid(self) -> bytes:
@@ -106,7 +109,12 @@ class Payment:
 
 
 async def prepare_payment(
-    url: str, account: StoredAccount, request: PaymentRequest, max_fee_grains: int | None, wish: Wish = USUAL
+    url: str,
+    journal: Journal,
+    account: StoredAccount,
+    request: PaymentRequest,
+    max_fee_grains: int | None,
+    wish: Wish = USUAL,
 ) -> Payment:
     """A transfer that fulfils `request`, which names an amount. Raises `WalletError`: network-mismatch,
     insufficient-balance, fee-too-low."""
@@ -118,7 +126,11 @@ async def prepare_payment(
         network.require(account.prefix)
         network.require(request.prefix)
         note = Note("payment", what + network.address_text(request.address))
-        return await _quote(gateway, network, account.public_key, payload, note, max_fee_grains, wish)
+        payment = await _quote(gateway, network, account.public_key, payload, note, max_fee_grains, wish)
+        since_ms = now_ms() - _SAME_MS
+        awaited = await look_up(gateway, network, journal, account.address_text, "payment")
+        same = (one for one in awaited if one.signed.what == note.what and one.signed.made_ms > since_ms)
+        return replace(payment, same=tuple(same))
 
 
 async def prepare_replacement(
