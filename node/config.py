@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from consensus.errors import Refusal
+from worker.files import text_of
 from worker.price import DEFAULT_MULTIPLE, PRICE_PATTERN, AskingPrice
 
 ENVIRONMENT_PREFIX = "TILEWORK_"
@@ -275,7 +276,7 @@ def _from_file(file: Path) -> dict[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError("config", f"{file} is larger than {MAX_FILE_BYTES} bytes", "check that it is the right file")
     try:
-        document = tomllib.loads(data.decode())
+        document = tomllib.loads(text_of(data))
     except (ValueError, RecursionError) as error:  # an integer of many thousand digits is a ValueError, too
         raise ConfigError("config", f"{file} is not TOML: {error}", "correct the line that is named") from None
     values: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from api.rules import ParamsView
 from consensus import params
 from consensus.errors import Refusal
 from consensus.params import ChainParams
+from worker.files import text_of
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -40,9 +41,10 @@ def load(path: Path) -> ChainParams:
     if len(data) > MAX_FILE_BYTES:
         raise GenesisError("genesis", f"{path} is larger than {MAX_FILE_BYTES} bytes", _FIX)
     try:
-        view = msgspec.json.decode(data, type=ParamsView)
+        text = text_of(data)
+        view = msgspec.json.decode(text, type=ParamsView)
         # A field that is passed over would be a rule that this node does not follow.
-        for name in _unknown(msgspec.json.decode(data), msgspec.json.decode(msgspec.json.encode(view))):
+        for name in _unknown(msgspec.json.decode(text), msgspec.json.decode(msgspec.json.encode(view))):
             raise msgspec.ValidationError(f"it has an unknown field `{name[:80]}`")
         return view.params()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

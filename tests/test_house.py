@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "wallet.client": _CLIENT,
     "wallet.models": _CLIENT,
     "node.config": _CONSENSUS | {"worker"},  # what an asking price looks like
-    "node.genesis": _CONSENSUS | {"api"},
+    "node.genesis": _CONSENSUS | {"api", "worker"},  # text as editors write it
     "node.log": _CONSENSUS | {"node.config"},
     "node.chain": _CHAIN,
     "node.compute": _CHAIN,  # its hook hears of storage errors

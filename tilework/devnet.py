@@ -32,13 +32,11 @@ from tilework.options import RPC_VARIABLE
 from tilework.output import Group, emit, notice, wants_json
 from wallet.accounts.keys import SigningKey, account_path
 from wallet.accounts.keystore import KdfParams, Keystore
-from wallet.accounts.password import PASSWORD_FILE_VARIABLE
+from wallet.accounts.password import PASSWORD_FILE_VARIABLE, PUBLIC_PASSWORD
 from wallet.errors import ExitCode
 
 DIRECTORY_VARIABLE = "TILEWORK_DEVNET_DIR"
 ACCOUNT = "user"
-PASSWORD = "the devnet's keys are public"
-"""Of the devnet's wallet, in a file beside it: it protects nothing, since everybody knows the key."""
 
 _PUBLIC_KDF = KdfParams(memory_kib=8 << 10, iterations=1, lanes=1)
 _STATUS_SECONDS = 1.0
@@ -289,10 +287,11 @@ def _is_ready(layout: Layout, pid: int) -> bool:
 
 def _make_wallet(layout: Layout) -> None:
     """Account 0 as an encrypted account, and its password's file."""
-    layout.password.write_text(PASSWORD + "\n")
+    layout.password.write_text(PUBLIC_PASSWORD + "\n")
     keystore = Keystore(layout.wallet)
+    keystore.mark_public()
     if ACCOUNT not in keystore.names():
-        keystore.create(ACCOUNT, SigningKey(keys.SECRETS[0]), PASSWORD, "devnet", account_path(0), _PUBLIC_KDF)
+        keystore.create(ACCOUNT, SigningKey(keys.SECRETS[0]), PUBLIC_PASSWORD, "devnet", account_path(0), _PUBLIC_KDF)
 
 
 def _variables(record: Record) -> dict[str, str]:

@@ -31,6 +31,7 @@ from wallet.accounts.keystore import Account, KdfParams, Keystore
 from wallet.accounts.password import prompt_secret, read_password
 from wallet.accounts.payment import PaymentRequest
 from wallet.errors import ExitCode, WalletError
+from worker.files import text_of
 
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_SECRET_BYTES = 4096
@@ -83,7 +84,7 @@ def new(
 
     The words appear once, on the terminal or in --words-file, and nowhere else. Whoever has them has the money.
     """
-    keystore.check_free(name)
+    keystore.check_free(name, network)
     _check_secret_destination(words_file, "--words-file")
     password = read_password("New password", password_file, new=True)
     mnemonic = new_mnemonic(int(words))
@@ -112,7 +113,8 @@ def new(
     "--from-file",
     "source",
     type=click.File("rb"),
-    help='File with the words, or with a private key in hexadecimal; "-" reads standard input. Without it, a prompt.',
+    help="File with the words (numbered or not), with a private key in hexadecimal, or a worker's key file; "
+    '"-" reads standard input. Without it, a prompt.',
 )
 @click.option(
     "--index",
@@ -134,12 +136,18 @@ def import_(
     password_file: Path | None,
     keystore: Keystore,
 ) -> None:
-    """Store an account called NAME from its words, or from an exported key."""
-    keystore.check_free(name)
+    """Store an account called NAME from its words, from an exported key, or from a worker's key file.
+
+    With the last, what a worker has earned is spent like any other money:
+
+    \b
+    tilework wallet import earnings --from-file ~/.tilework/mainnet/worker.key
+    """
+    keystore.check_free(name, network)
     if source is None:
         secret = prompt_secret("Words or private key", instead="give them in a file: --from-file PATH")
     else:
-        secret = _read_bounded(source, MAX_SECRET_BYTES, "the secret").decode("utf-8", errors="replace")
+        secret = _secret_text(_read_bounded(source, MAX_SECRET_BYTES, "the secret"))
     key, path = _key_from(secret, index)
     password = read_password("New password", password_file, new=True)
     account = keystore.create(name, key, password, network, path, context.find_object(KdfParams))
@@ -305,15 +313,30 @@ def _check_secret_destination(file: Path | None, option: str) -> None:
 
 
 def _key_from(secret: str, index: int) -> tuple[SigningKey, str]:
-    """The key, and its path, from words or from 64 hexadecimal digits."""
+    """The key, and its path, from words, from 64 hexadecimal digits, or from the content of a worker's key file."""
     text = secret.strip()
-    if len(text) == 2 * PRIVATE_KEY_BYTES and all(character in "0123456789abcdefABCDEF" for character in text):
-        if index:
-            raise CliError(
-                "usage", "--index chooses among the accounts of words, not of a key", "leave it out", ExitCode.USAGE
-            )
+    is_hexadecimal = len(text) == 2 * PRIVATE_KEY_BYTES and set(text) <= set("0123456789abcdefABCDEF")
+    if not is_hexadecimal and not text.startswith("{"):
+        return account_key(clean_mnemonic(text), index), account_path(index)
+    if index:
+        message = "--index chooses among the accounts of words, not of a key"
+        raise CliError("usage", message, "leave it out", ExitCode.USAGE)
+    if is_hexadecimal:
         return SigningKey(bytes.fromhex(text)), ""
-    return account_key(clean_mnemonic(text), index), account_path(index)
+    from worker.key import WorkerKey, WorkerKeyMalformed  # with numpy
+
+    try:
+        return SigningKey(WorkerKey.parse(text.encode(), "this file").account_secret), ""
+    except WorkerKeyMalformed as error:
+        raise CliError("worker-key", error.message, error.fix, ExitCode.USAGE) from None
+
+
+def _secret_text(content: bytes) -> str:
+    try:
+        return text_of(content)
+    except UnicodeDecodeError:
+        message = "the file holds no text"
+        raise CliError("mnemonic-invalid", message, "check that it is the right file", ExitCode.USAGE) from None
 
 
 def _message(argument: str | None, source: BinaryIO | None) -> bytes:

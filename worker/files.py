@@ -1,10 +1,12 @@
-"""Private files: never readable by others, never half written, never over an existing file.
+"""Files of people: private ones never readable by others, never half written, never over an existing file; text as
+any editor writes it.
 
 Nodes, workers and wallets keep their secrets with these functions and say in their own words what went wrong.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -59,6 +61,13 @@ def read_private(path: Path, limit: int) -> bytes:
         if mode & _OTHERS:
             raise OpenToOthers(mode)
         return file.read(limit + 1)
+
+
+def text_of(data: bytes) -> str:
+    """Text that a person may have saved with any editor: UTF-8, or UTF-16 that says so by a byte order mark, which is
+    left out. Lines end as in Unix. Raises `UnicodeDecodeError`."""
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return data.decode(encoding).replace("\r\n", "\n")
 
 
 def give_name(temporary: Path, path: Path) -> None:

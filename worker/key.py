@@ -20,7 +20,7 @@ from consensus.block import Answer, PacketUnit, Unit
 from consensus.errors import Refusal
 from consensus.tensor import Tensor
 from consensus.transaction import Result, ResultBody, Transaction, TxBody
-from worker.files import OpenToOthers, create_private, read_private
+from worker.files import OpenToOthers, create_private, read_private, text_of
 
 _VERSION = 1
 _SECRET_BYTES = 32
@@ -90,10 +90,15 @@ class WorkerKey:
         except OpenToOthers as error:
             message = f"the worker key {path} is open to other users (mode {error.mode:04o})"
             raise WorkerKeyError("worker-key", message, f"run: chmod 600 {path}") from None
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, name: str) -> WorkerKey:
+        """The key in the content of a key file called `name`; WorkerKeyMalformed if it is none."""
         try:
             if len(data) > _MAX_FILE_BYTES:
                 raise ValueError("too large")
-            stored = msgspec.json.decode(data, type=_Stored)
+            stored = msgspec.json.decode(text_of(data), type=_Stored)
             if stored.version != _VERSION:
                 raise ValueError("another version")
             pair = bytes.fromhex(stored.ed25519), bytes.fromhex(stored.x25519)
@@ -102,7 +107,7 @@ class WorkerKey:
             return cls(*pair)
         except ValueError:  # the cause could quote the file
             raise WorkerKeyMalformed(
-                "worker-key", f"{path} is not a worker key", "restore it from a backup or move it away"
+                "worker-key", f"{name} is not a worker key", "restore it from a backup or move it away"
             ) from None
 
     @classmethod
@@ -130,6 +135,11 @@ class WorkerKey:
         except OSError as error:
             message = f"cannot write the worker key {path}: {error.strerror}"
             raise WorkerKeyError("worker-key", message, "check the directory and the free space") from error
+
+    @property
+    def account_secret(self) -> bytes:
+        """The 32 secret bytes of the account (RFC 8032): whoever has them can spend what it earned."""
+        return self._secrets[0]
 
     def result(self, packet_id: bytes, product: bytes, genesis_hash: bytes) -> Result:
         """A signed claim that `product` (a commitment) is the packet's product."""

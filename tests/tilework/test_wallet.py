@@ -24,7 +24,9 @@ from tilework.output import Command
 from tilework.wallet import wallet
 from wallet.accounts.keys import account_key, account_path
 from wallet.accounts.keystore import KdfParams, Keystore
+from wallet.accounts.password import PUBLIC_PASSWORD
 from wallet.accounts.payment import PaymentRequest
+from worker.key import WorkerKey
 
 LIGHT = KdfParams(memory_kib=8, iterations=1, lanes=1)
 WORDS = "abandon " * 11 + "about"
@@ -134,6 +136,48 @@ def test_import_takes_words_at_any_index(cli: Cli) -> None:
 def test_import_reads_standard_input(cli: Cli) -> None:
     made = cli.ok("import", "alice", "--from-file", "-", stdin=WORDS.upper())
     assert made["public_key"] == account_key(WORDS).public_key.hex()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        WORDS.replace(" ", "\r\n").encode(),
+        b"\xef\xbb\xbf" + WORDS.encode() + b"\r\n",
+        WORDS.encode("utf-16"),
+        "\n".join(f"{n:>2} {word}" for n, word in enumerate(WORDS.split(), 1)).encode(),
+        "\r\n".join(f"{n}. {word}" for n, word in enumerate(WORDS.split(), 1)).encode("utf-8-sig"),
+        " ".join(f"{n}){word}" for n, word in enumerate(WORDS.split(), 1)).encode(),
+    ],
+    ids=["crlf", "bom", "utf-16", "numbered", "numbered-list", "close-together"],
+)
+def test_words_are_read_as_people_keep_them(cli: Cli, written: bytes) -> None:
+    (cli.home / "kept").write_bytes(written)
+    assert cli.ok("import", "kept", "--from-file", cli.home / "kept")["address"] == cli.import_alice()
+
+
+def test_a_workers_key_file_is_imported_as_the_account_that_it_earns_for(cli: Cli) -> None:
+    key = WorkerKey.load_or_create(cli.home / "worker.key")
+    made = cli.ok("import", "earnings", "--from-file", cli.home / "worker.key")
+    assert decode_address(made["address"], "tdev") == key.address
+    assert cli.keystore.unlock("earnings", PASSWORD).address == key.address
+    cli.refused(2, "usage", "import", "second", "--from-file", cli.home / "worker.key", "--index", 1)
+    (cli.home / "worker.key").write_text('{"version": 1, "ed25519": "00"}')
+    cli.refused(2, "worker-key", "import", "third", "--from-file", cli.home / "worker.key")
+
+
+def test_no_account_of_value_is_made_in_a_devnets_wallet_or_under_its_password(cli: Cli) -> None:
+    public = Keystore(cli.home / "public")
+    public.mark_public()
+    made = ("new", "savings", "--words-file", cli.home / "backup")
+    message = cli.refused(3, "devnet-only", *made, "--network", "mainnet", "--dir", public.directory)
+    assert "devnet reset" in message
+    (cli.home / "password").write_text(PUBLIC_PASSWORD)
+    message = cli.refused(3, "devnet-only", *made, "--network", "mainnet")
+    assert "everybody knows" in message
+    cli.refused(3, "devnet-only", "import", "savings", "--from-file", cli.home / "words", "--network", "mainnet")
+    assert not (cli.home / "backup").exists()
+    assert cli.keystore.names() == public.names() == []
+    assert cli.ok(*made, "--network", "devnet", "--dir", public.directory)["address"].startswith("tdev1")
 
 
 def test_an_exported_key_can_be_imported(cli: Cli) -> None:
@@ -383,12 +427,32 @@ def test_at_a_terminal_the_password_is_asked_twice_and_never_shown(cli: Cli) -> 
     with terminal(cli, "new", "alice") as screen:
         screen.wait_for("New password:")
         screen.type(PASSWORD)
-        screen.wait_for("Repeat for confirmation:")
+        screen.wait_for("New password, once more:")
         screen.type(PASSWORD)
         assert screen.finish() == 0
     assert PASSWORD not in screen.screen
     words = [part for part in screen.screen.split("only backup:")[1].split() if part.isalpha()]
     assert account_key(" ".join(words)).private_key == cli.keystore.unlock("alice", PASSWORD).private_key
+
+
+def test_a_password_that_is_too_short_is_refused_before_it_is_asked_for_again(cli: Cli) -> None:
+    with terminal(cli, "new", "alice") as screen:
+        screen.wait_for("New password:")
+        screen.type("short")
+        assert screen.finish() == 3
+    assert "(password-too-short)" in screen.screen
+    assert "once more" not in screen.screen
+
+
+def test_passwords_that_differ_store_nothing(cli: Cli) -> None:
+    with terminal(cli, "new", "alice") as screen:
+        screen.wait_for("New password:")
+        screen.type(PASSWORD)
+        screen.wait_for("once more:")
+        screen.type(PASSWORD + "s")
+        assert screen.finish() == 2
+    assert "(password-differs)" in screen.screen
+    assert cli.keystore.names() == []
 
 
 def test_with_input_from_elsewhere_nothing_is_asked_even_at_a_terminal(cli: Cli) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,8 @@ MAX_INDEX = 2**31 - 1
 PRIVATE_KEY_BYTES = 32
 SIGNED_MESSAGE_BYTES = 32 + 64
 
+_NUMBER = re.compile(r"(?<![^\s])[0-9]{1,2}(?:[.):]|(?=\s))", re.ASCII)
+"""Of an item of a list: stands alone, or before the word that it counts."""
 _HARDENED = 2**31
 _WORD_COUNTS = (12, 15, 18, 21, 24)
 
@@ -115,9 +118,10 @@ def new_mnemonic(word_count: int = 24) -> str:
 
 
 def clean_mnemonic(text: str) -> str:
-    """The words of `text` in lower case, one space apart. Raises `WalletError` (mnemonic-invalid), which names
-    the position of a wrong word but never the word."""
-    words = unicodedata.normalize("NFKD", text).lower().split()
+    """The words of `text` in lower case, one space apart; numbers before them (`1 word`, `1. word`, `1) word`, as lists
+    have them) are left out. Raises `WalletError` (mnemonic-invalid), which names the position of a wrong word but never
+    the word."""
+    words = _NUMBER.sub(" ", unicodedata.normalize("NFKD", text)).lower().split()
     if len(words) not in _WORD_COUNTS:
         raise _mnemonic_error(f"a mnemonic has 12, 15, 18, 21 or 24 words, this one {len(words)}")
     known = _known_words()

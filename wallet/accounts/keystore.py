@@ -29,6 +29,7 @@ from consensus.crypto import address_of
 from wallet.accounts.files import write_secret
 from wallet.accounts.journal import Journal
 from wallet.accounts.keys import SigningKey
+from wallet.accounts.password import PUBLIC_PASSWORD
 from wallet.errors import ExitCode, WalletError
 from worker.files import OpenToOthers, read_private
 
@@ -38,6 +39,9 @@ MAX_ITERATIONS = 16
 MAX_LANES = 16
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
+_WORTHLESS = ("devnet", "regtest")
+"""Networks whose money nobody minds to lose."""
+_PUBLIC_MARK = "KEYS-ARE-PUBLIC"
 _CIPHER_KEY_BYTES = 32
 _CHECK_BYTES = 16
 
@@ -116,6 +120,11 @@ class Keystore:
         """What its accounts have signed."""
         return Journal(self.directory)
 
+    def mark_public(self) -> None:
+        """Say that what is in this directory is everybody's: no account of value is made here from now on."""
+        self._make_directory()
+        (self.directory / _PUBLIC_MARK).write_text("A devnet's accounts: their keys are public.\n")
+
     def names(self) -> list[str]:
         """Names of the accounts, sorted; none if there is no directory yet."""
         if not self.directory.is_dir():
@@ -140,8 +149,13 @@ class Keystore:
         file = self._file(name)
         return _public_side(name, file, self._read(name).header)
 
-    def check_free(self, name: str) -> None:
-        """Raises `WalletError` (account-name, account-exists) if no account may be created under `name`."""
+    def check_free(self, name: str, network: str) -> None:
+        """Raises `WalletError` if no account of `network` may be created under `name`: account-name, account-exists,
+        and devnet-only where it would be of value in a devnet's directory, which `devnet reset` deletes."""
+        if network not in _WORTHLESS and (self.directory / _PUBLIC_MARK).exists():
+            message = f"{self.directory} is a devnet's, which `tilework devnet reset` deletes: no place for {network}"
+            fix = "choose another directory (--dir PATH), in a shell that has not sourced the devnet's env"
+            raise WalletError("devnet-only", message, fix)
         if os.path.lexists(self._file(name)):
             message = f"there is an account {name!r} in {self.directory} already"
             raise WalletError("account-exists", message, "choose another name; `tilework wallet list` shows them")
@@ -157,9 +171,14 @@ class Keystore:
     ) -> Account:
         """Store `key` as an account of `network`, encrypted; nothing is ever overwritten.
 
-        Raises `WalletError`: account-name, account-exists, file-not-written.
+        Raises `WalletError`: file-not-written, as `check_free`, and devnet-only, too, where it would be of value under
+        the devnet's password, which everybody knows.
         """
-        self.check_free(name)
+        self.check_free(name, network)
+        if network not in _WORTHLESS and password == PUBLIC_PASSWORD:
+            message = f"that password is the devnet's, which everybody knows: no account of {network} under it"
+            fix = "give another --password-file, or none to be asked, in a shell that has not sourced the devnet's env"
+            raise WalletError("devnet-only", message, fix)
         self._make_directory()
         params = kdf_params or KdfParams()
         salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)

@@ -11,9 +11,10 @@ from wallet.errors import ExitCode, WalletError
 
 
 @pytest.mark.parametrize("content", ["correct horse", "correct horse\n", "correct horse\r\n"])
-def test_the_line_of_a_file_is_the_password(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_line_of_a_file_is_the_password(tmp_path: Path, content: str, encoding: str) -> None:
     file = tmp_path / "password"
-    file.write_bytes(content.encode())
+    file.write_bytes(content.encode(encoding))
     assert read_password("Password", file, new=True) == "correct horse"
 
 
@@ -29,7 +30,8 @@ def test_spaces_belong_to_the_password(tmp_path: Path) -> None:
         (b"", "one line"),
         (b"\n", "one line"),
         (b"one\ntwo\n", "one line"),
-        (b"\xff\xfe", "UTF-8"),
+        (b"\xff\xfeA", "UTF-8"),
+        (b"\xc3(", "UTF-8"),
         (b"x" * (MAX_BYTES + 1), "larger than"),
     ],
 )
