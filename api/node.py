@@ -8,7 +8,8 @@ from api.fields import Count, Hash
 
 
 class NodeInfo(Struct, frozen=True):
-    """This node. `miner` is its worker's account, null if it does not mine."""
+    """This node. `miner` is its worker's account, null if it does not mine. `notes` say in words what keeps it from
+    being of use: no peers on a network that has none, no blocks, a worker that is dealt nothing."""
 
     version: str
     network: str
@@ -19,6 +20,7 @@ class NodeInfo(Struct, frozen=True):
     uptime_seconds: float
     peers: Count
     height: Count
+    notes: tuple[str, ...] = ()
 
 
 class PeerView(Struct, frozen=True):

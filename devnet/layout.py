@@ -39,7 +39,9 @@ from node import genesis
 VERSION = 1
 HOST = "127.0.0.1"
 RPC_PORT = 8645
-P2P_PORT = 9645
+P2P_OFFSET = 1_000
+"""From a node's RPC port to its port for peers."""
+NODES = 3
 MAX_NODES = len(keys.SECRETS) - 1
 """Each node works for an account of its own; account 0 is the user's."""
 
@@ -231,22 +233,33 @@ def establish(layout: Layout, spacing_ms: int | None) -> ChainParams:
     return rules
 
 
-def describe(layout: Layout, rules: ChainParams, count: int, wallet_account: str, first_port: int = RPC_PORT) -> Record:
-    """The record of a network of `count` nodes that is about to start, on ports that are free now.
+def describe(
+    layout: Layout, rules: ChainParams, count: int | None, wallet_account: str, first_port: int | None = None
+) -> Record:
+    """The record of a network of `count` nodes (None: as many as before) that is about to start, on ports that are free
+    now.
 
-    Ports of an earlier start are kept where they are still free, then come those from `first_port` on (0: any).
+    RPC ports are those from `first_port` on (0: any), or for None those of an earlier start where they are still free,
+    then the usual ones, then any. Raises DevnetError (port-taken) where one that was asked for is not free.
     """
     try:
         before = {node.index: node for node in layout.read().nodes}
     except DevnetError:
         before = {}
-    taken: set[int] = set()
+    count = count or len(before) or NODES
+    wished = [first_port + index for index in range(count)] if first_port else []
+    for port in wished:
+        if not _is_free(port):
+            message = f"port {port} on {HOST} is taken, and --rpc-port {first_port} wants it"
+            raise DevnetError("port-taken", message, "stop what listens there, choose another, or leave out --rpc-port")
+    taken: set[int] = set(wished)
     nodes = []
     for index in range(count):
-        old = before.get(index)
-        usual = first_port + index if first_port else 0
-        rpc = _free_port([_port_of(old.rpc)] if old else [], usual, taken)
-        p2p = _free_port([_port_of(old.p2p)] if old else [], usual and usual + P2P_PORT - RPC_PORT, taken)
+        old = before.get(index) if first_port is None else None
+        base = RPC_PORT if first_port is None else first_port
+        usual = base + index if base else 0
+        rpc = wished[index] if wished else _free_port([_port_of(old.rpc)] if old else [], usual, taken)
+        p2p = _free_port([_port_of(old.p2p)] if old else [], usual and usual + P2P_OFFSET, taken)
         data_dir = layout.node(index)
         nodes.append(
             NodeRecord(
@@ -342,20 +355,29 @@ def _port_of(place: str) -> int:
     return int(place.rpartition(":")[2])
 
 
+def _is_free(port: int) -> bool:
+    return _bound(port) is not None
+
+
+def _bound(port: int) -> int | None:
+    """The port that the system gives for `port` (0: any) now; None if it is taken."""
+    with socket.socket() as probe:
+        # As servers do: a port that only lingers in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return None
+        return int(probe.getsockname()[1])
+
+
 def _free_port(first: Sequence[int], usual: int, taken: set[int]) -> int:
     """A port that is free now and not `taken`, which it joins."""
     for port in (*first, usual, 0, 0, 0, 0):
         if port in taken:
             continue
-        with socket.socket() as probe:
-            # As servers do: a port that only lingers in TIME_WAIT is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            number = int(probe.getsockname()[1])
-        if number not in taken:
+        number = _bound(port)
+        if number is not None and number not in taken:
             taken.add(number)
             return number
     raise DevnetError("no-port", f"no port is free on {HOST}", "close some programs that listen there")

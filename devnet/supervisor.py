@@ -112,18 +112,18 @@ class Devnet:
 
 @asynccontextmanager
 async def running(
-    where: Layout, count: int, spacing_ms: int | None, account: str, say: Say, first_port: int = layout.RPC_PORT
+    where: Layout, count: int | None, spacing_ms: int | None, account: str, say: Say, first_port: int | None = None
 ) -> AsyncIterator[Devnet]:
-    """A devnet of `count` nodes, ready for jobs. The caller holds the layout's lock.
+    """A devnet, ready for jobs. The caller holds the layout's lock.
 
-    `spacing_ms` is as in `layout.establish`, `account` the name of the user's account, `first_port` as in
-    `layout.describe`. Raises DevnetError. However the context ends, no process is left.
+    `spacing_ms` is as in `layout.establish`, `account` the name of the user's account, `count` (of nodes) and
+    `first_port` as in `layout.describe`. Raises DevnetError. However the context ends, no process is left.
     """
     rules = layout.establish(where, spacing_ms)
     say("warming the kernels (some seconds the first time)")
     measured = await _warm()
     record = layout.describe(where, rules, count, account, first_port)  # now, so that its ports are free when taken
-    duty = layout.idle_duty(rules, measured.idle_unit_seconds, count)
+    duty = layout.idle_duty(rules, measured.idle_unit_seconds, len(record.nodes))
     async with AsyncExitStack() as stack:
         nodes = []
         for node in record.nodes:

@@ -127,6 +127,7 @@ class NetworkState(Struct, frozen=True):
 
     `spread` is between the highest and the lowest tip of the nodes that answer. `jobs` are those not closed.
     `useful` of the last `recent` blocks were won by paid packets: since chances go by work, that is the share of work.
+    `quiet_seconds`: since a new block was last seen.
     """
 
     nodes: tuple[NodeState, ...]
@@ -136,6 +137,7 @@ class NetworkState(Struct, frozen=True):
     useful: int = 0
     recent: int = 0
     circulating_grains: int = 0
+    quiet_seconds: float = 0.0
 
 
 class Observer:
@@ -144,13 +146,19 @@ class Observer:
     def __init__(self, clients: Sequence[Gateway]) -> None:
         self._clients = clients
         self._recent: dict[str, HeaderView] = {}
+        self._height = -1
+        self._heard_at = time.monotonic()
 
     async def look(self, nodes: Sequence[tuple[str, int | None]]) -> NetworkState:
         """The network's state; `nodes` are the names and process ids."""
         looks = zip(nodes, self._clients, strict=True)
         states = tuple(await asyncio.gather(*(_look(client, name, pid) for (name, pid), client in looks)))
         heights = [state.height for state in states if state.height is not None]
-        view = NetworkState(states, max(heights, default=0), max(heights, default=0) - min(heights, default=0))
+        height = max(heights, default=0)
+        if height != self._height:
+            self._height, self._heard_at = height, time.monotonic()
+        quiet = time.monotonic() - self._heard_at
+        view = NetworkState(states, height, height - min(heights, default=0), quiet_seconds=quiet)
         best = next((i for i, state in enumerate(states) if heights and state.height == max(heights)), None)
         if best is None:
             return view

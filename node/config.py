@@ -12,12 +12,14 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
 
 from consensus.errors import Refusal
+from worker.duty import usual_duty
 from worker.files import text_of
 from worker.price import DEFAULT_MULTIPLE, PRICE_PATTERN, AskingPrice
 
@@ -79,14 +81,13 @@ class Mining(Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=1, le=256, description="Threads that multiply.", extra={"flag": "--mine-threads"})
     ] = 1
     idle_duty: Annotated[
-        float,
+        Annotated[float, Meta(ge=0, le=1)] | None,
         Meta(
-            ge=0,
-            le=1,
-            description="Share of the time spent on idle units; packets run at full speed.",
+            description="Share of the time spent on idle units, 0 for packets only; those run at full speed. Default: "
+            "0.001 on a devnet, else 1.",
             extra={"flag": "--idle-duty"},
         ),
-    ] = 1.0
+    ] = None
     worker_key: Annotated[
         Path | None,
         Meta(
@@ -103,6 +104,23 @@ class Mining(Struct, frozen=True, forbid_unknown_fields=True):
             extra={"flag": "--price"},
         ),
     ] = None
+    payout: Annotated[
+        Annotated[str, Meta(max_length=90)] | None,
+        Meta(
+            description="Address that the worker's earnings are sent to, unattended; 1 TILE stays, for its own fees.",
+            extra={"flag": "--payout"},
+        ),
+    ] = None
+    payout_above: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10**9,
+            description="How many TILE the worker's account must hold more than, for --payout to send them. Let it be "
+            "more than the bond that you want to register.",
+            extra={"flag": "--payout-above"},
+        ),
+    ] = 100
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True):
@@ -169,6 +187,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         return self.mining.worker_key or self.directory / "worker.key"
 
     @property
+    def idle_duty(self) -> float:
+        """Share of the time for idle units."""
+        given = self.mining.idle_duty
+        return usual_duty(self.network) if given is None else given
+
+    @property
     def asking_price(self) -> AskingPrice | None:
         """What the worker asks; None leaves its declaration as it is."""
         text = self.mining.price or (DEFAULT_MULTIPLE if self.network == "mainnet" else None)
@@ -191,8 +215,11 @@ class Setting:
 
     @property
     def bare(self) -> Any:
-        """The type without its bounds."""
-        return get_args(self.kind)[0]
+        """The type without its bounds, and without None where that is the default."""
+        kind = get_args(self.kind)[0]
+        if get_origin(kind) is UnionType or get_origin(kind) is Union:
+            (kind,) = (one for one in get_args(kind) if one is not NoneType)
+        return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
     @property
     def key(self) -> str:
@@ -217,7 +244,7 @@ class Setting:
     @property
     def is_path(self) -> bool:
         """Whether it names a file or a directory."""
-        return Path in (self.bare, *get_args(self.bare))
+        return self.bare is Path
 
 
 def _settings(struct: type[Struct], section: str = "") -> Iterator[Setting]:

@@ -9,6 +9,7 @@ from consensus.address import encode_address
 from node.failure import Failure
 from node.metrics import Reading
 from node.mining.miner import Miner
+from node.notes import Notes
 from node.p2p.network import Network
 from node.p2p.transport import Endpoint
 from node.pool.intake import Intake
@@ -38,6 +39,7 @@ class Report:
         network: Network,
         miner: Miner | None,
         failure: Failure,
+        notes: Notes,
         *,
         node_id: bytes,
         worker: bytes | None,
@@ -51,6 +53,7 @@ class Report:
         self._network = network
         self._miner = miner
         self._failure = failure
+        self._notes = notes
         self._node_id = node_id
         self._worker = worker
         self._needs_peers = needs_peers
@@ -125,6 +128,7 @@ class Report:
             uptime_seconds=round(time.monotonic() - self._started_at, 1),
             peers=len(self._network.peers()),
             height=self._chain.tip.height,
+            notes=self._notes.texts,
         )
 
     def peers(self) -> list[PeerView]:

@@ -28,6 +28,7 @@ from contextlib import asynccontextmanager
 from typing import ParamSpec, TypeVar
 
 from consensus import work
+from consensus.params import TILE
 from consensus.proofs import freivalds
 from node.chain.store import StorageError
 from node.compute import Shares, ThreadCompute
@@ -36,8 +37,10 @@ from node.failure import Failure
 from node.metrics import Metrics
 from node.mining.desk import WorkDesk
 from node.mining.miner import Miner
+from node.mining.payout import Payout
 from node.mining.pricing import Pricing
 from node.mining.producer import Producer
+from node.notes import Notes
 from node.p2p.limits import DEFAULT
 from node.p2p.network import Network
 from node.p2p.transport import TlsTransport
@@ -59,6 +62,7 @@ from node.start import (
     network_config,
     no_port,
     open_chain,
+    payee_of,
     reserve_descriptors,
     software_version,
 )
@@ -104,6 +108,7 @@ class Node:
         self._store, self.chain = open_chain(config, clock, self.metrics.imported)
         try:
             identity, worker = load_keys(config)
+            self._payee = payee_of(config, self.chain.params)
             keep_genesis(self.directory / "genesis.json", self.chain.params)
         except StartError:
             self._store.close()
@@ -119,6 +124,7 @@ class Node:
         self.miner = None if worker is None else self._make_miner(worker, rng)
         asking = config.asking_price
         self._pricing = None if worker is None or asking is None else Pricing(self.intake, worker, asking, self._reads)
+        self._payout = self._make_payout(worker)
         transport = TlsTransport(identity, DEFAULT)
         self.network = Network(
             network,
@@ -132,14 +138,18 @@ class Node:
             Shares(self._asked, PEERS_SHARE * (os.cpu_count() or 1)),
             failure.report,
         )
+        address = None if worker is None else worker.address
+        named = len(config.p2p.peers)
+        self._notes = Notes(self.chain, lambda: named or len(self.network.peers()), address, self._reads)
         self.report = Report(
             self.chain,
             self.intake,
             self.network,
             self.miner,
             failure,
+            self._notes,
             node_id=identity.key,
-            worker=None if worker is None else worker.address,
+            worker=address,
             needs_peers=bool(config.p2p.peers),
         )
         self._hub = Hub(TABLE.topics)
@@ -170,13 +180,15 @@ class Node:
                     raise no_port("rpc", self.config.rpc.host, self.config.rpc.port, error) from None
                 logger.info("serving RPC", extra={"address": self.report.rpc_address})
                 async with asyncio.TaskGroup() as group:
-                    mining = group.create_task(self._mine()) if self.miner is not None else None
+                    tasks = [group.create_task(self._take_notes())]
+                    if self.miner is not None:
+                        tasks.append(group.create_task(self._mine()))
                     try:
                         yield
                     finally:
                         logger.info("stopping")
-                        if mining is not None:
-                            mining.cancel()
+                        for task in tasks:
+                            task.cancel()
         finally:
             await self._close()
         if self._failure.error is not None:
@@ -205,12 +217,17 @@ class Node:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.miner.run())
-                if self._pricing is not None:
-                    group.create_task(self._pricing.run())
+                for beside in (self._pricing, self._payout):
+                    if beside is not None:
+                        group.create_task(beside.run())
         except* StorageError as errors:
             self._failure.report(errors)
         finally:
             self.report.mining_now = False
+
+    async def _take_notes(self) -> None:
+        with contextlib.suppress(StorageError):  # the disk that failed has been heard of
+            await self._notes.run()
 
     async def _catch_up(self) -> None:
         """Wait for the peers' chain: what is mined below it is wasted. Give up on peers that bring nothing."""
@@ -241,8 +258,14 @@ class Node:
             bench=self._bench,
             rng=rng,
             threads=mining.threads,
-            idle_duty=mining.idle_duty,
+            idle_duty=self.config.idle_duty,
         )
+
+    def _make_payout(self, worker: WorkerKey | None) -> Payout | None:
+        if worker is None or self._payee is None:
+            return None
+        above = self.config.mining.payout_above * TILE
+        return Payout(self.intake, worker, self._payee, above, self._reads)
 
     def _make_rpc(self) -> RpcServer[Context]:
         rpc = self.config.rpc

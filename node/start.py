@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from consensus.address import AddressError, decode_address
 from consensus.errors import Refusal
 from consensus.params import ChainParams
 from node import genesis
@@ -98,6 +99,20 @@ def load_keys(config: Config) -> tuple[Identity, WorkerKey | None]:
         raise StartError(error.code, error.message, error.fix) from None
     except WorkerKeyError as error:
         raise StartError("worker-key-unusable", error.message, error.fix) from None
+
+
+def payee_of(config: Config, rules: ChainParams) -> bytes | None:
+    """The address that earnings are sent to, if there is one."""
+    mining = config.mining
+    if mining.payout is None:
+        return None
+    if not mining.enabled:
+        raise StartError("config", "--payout is for a node that mines", "give --mine, too, or leave out --payout")
+    try:
+        return decode_address(mining.payout, rules.address_prefix)
+    except AddressError as error:
+        message = f"--payout is no address of {rules.network}: {error}"
+        raise StartError("config", message, f"copy the whole address; it begins with {rules.address_prefix}1") from None
 
 
 def keep_genesis(path: Path, rules: ChainParams) -> None:

@@ -23,8 +23,9 @@ from rich.text import Text
 
 from consensus.params import TILE
 from devnet import control, keys
+from devnet import layout as layouts
 from devnet.control import Order
-from devnet.layout import MAX_NODES, RPC_PORT, DevnetError, Layout, NodeRecord, Record, command
+from devnet.layout import MAX_NODES, DevnetError, Layout, NodeRecord, Record, command
 from devnet.supervisor import Devnet, DevnetStatus, running
 from devnet.watch import NetworkState
 from tilework.options import DIRECTORY_VARIABLE as WALLET_DIRECTORY_VARIABLE
@@ -39,6 +40,8 @@ DIRECTORY_VARIABLE = "TILEWORK_DEVNET_DIR"
 ACCOUNT = "user"
 
 _PUBLIC_KDF = KdfParams(memory_kib=8 << 10, iterations=1, lanes=1)
+QUIET_SECONDS = 60.0
+"""Without a block for so long, it is said."""
 _STATUS_SECONDS = 1.0
 _PLAIN_STATUS_SECONDS = 10.0
 _DETACH_SECONDS = 240.0
@@ -81,7 +84,12 @@ def devnet() -> None:
 
 @devnet.command()
 @directory_option
-@click.option("--nodes", "count", type=click.IntRange(1, MAX_NODES), default=3, show_default=True, help="How many.")
+@click.option(
+    "--nodes",
+    "count",
+    type=click.IntRange(1, MAX_NODES),
+    help=f"How many.  [default: as many as there were, {layouts.NODES} at first]",
+)
 @click.option(
     "--block-time",
     "spacing",
@@ -92,13 +100,14 @@ def devnet() -> None:
     "--rpc-port",
     "first_port",
     type=click.IntRange(0, 55_000),
-    default=RPC_PORT,
-    show_default=True,
-    help="RPC port of the first node, the others follow; 0 lets the system choose.",
+    help="RPC port of the first node, the others follow; refused where one is taken. 0 lets the system choose.  "
+    f"[default: those of the last start, {layouts.RPC_PORT} and what follows at first, or else any that are free]",
 )
 @click.option("--demo", is_flag=True, help="Run the demo job as soon as the network is ready.")
 @click.option("--detach", is_flag=True, help="Run in the background once the network is ready.")
-def up(layout: Layout, count: int, spacing: float | None, first_port: int, demo: bool, detach: bool) -> int:
+def up(
+    layout: Layout, count: int | None, spacing: float | None, first_port: int | None, demo: bool, detach: bool
+) -> int:
     """Start the network: the one that was there before, or a new one.
 
     Says "ready" once every node serves and its worker can be dealt packets. Then it shows the network's state until
@@ -216,7 +225,9 @@ def _signal(pid: int, number: signal.Signals) -> None:
 # ---------------------------------------------------------------------- up
 
 
-async def _foreground(layout: Layout, count: int, spacing: float | None, first_port: int, demo: bool) -> int:
+async def _foreground(
+    layout: Layout, count: int | None, spacing: float | None, first_port: int | None, demo: bool
+) -> int:
     """The network from its start until this task is cancelled; the exit status is the demo's."""
     spacing_ms = None if spacing is None else round(1000 * spacing)
     exit_status = int(ExitCode.OK)
@@ -248,14 +259,14 @@ def _until_stopped(main: Coroutine[Any, Any, int]) -> int:
         raise click.exceptions.Abort from None
 
 
-def _start_detached(layout: Layout, count: int, spacing: float | None, first_port: int) -> None:
+def _start_detached(layout: Layout, count: int | None, spacing: float | None, first_port: int | None) -> None:
     """Start the same command in the background, and return once its network is ready. Raises DevnetError."""
     with layout.hold():
         pass  # whatever would refuse the other process refuses this one first, in the open
-    arguments = ["devnet", "up", "--dir", str(layout.directory), "--nodes", str(count)]
-    arguments += ["--rpc-port", str(first_port)]
-    if spacing is not None:
-        arguments += ["--block-time", str(spacing)]
+    arguments = ["devnet", "up", "--dir", str(layout.directory)]
+    for option, value in (("--nodes", count), ("--rpc-port", first_port), ("--block-time", spacing)):
+        if value is not None:
+            arguments += [option, str(value)]
     notice(f"starting in the background; progress is in {layout.log}")
     with layout.log.open("wb") as log:
         process = subprocess.Popen(
@@ -367,6 +378,8 @@ def status_line(state: NetworkState) -> str:
         f"supply {state.circulating_grains / TILE:,.0f} TILE",
     ]
     parts += [f"{node.name} {'silent' if node.pid else 'down'}" for node in state.nodes if node.height is None]
+    if state.quiet_seconds >= QUIET_SECONDS:
+        parts.append(f"all miners are gone: no block for {state.quiet_seconds:.0f} s")
     return " · ".join(parts)
 
 

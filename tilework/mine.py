@@ -9,16 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from tilework.options import load_worker_key, rpc_option
 from tilework.output import CliError, Command, emit, notice
 from wallet.errors import ExitCode
-
-if TYPE_CHECKING:
-    pass
 
 NICENESS = 10
 
@@ -35,19 +31,17 @@ NICENESS = 10
 @click.option(
     "--idle-duty",
     type=click.FloatRange(0, 1),
-    default=1.0,
-    show_default=True,
-    help="Share of the time to spend on idle units; packets run at full speed.",
+    help="Share of the time to spend on idle units, 0 for packets only; those run at full speed.  "
+    "[default: 0.001 on a devnet, else 1]",
 )
 @rpc_option
-def mine(key_file: Path | None, threads: int, units: int | None, idle_duty: float, url: str) -> ExitCode:
+def mine(key_file: Path | None, threads: int, units: int | None, idle_duty: float | None, url: str) -> ExitCode:
     """Work for a node from another process or machine, until Ctrl-C.
 
     Blocks reward the key's account. If that account is registered as a worker (`tilework worker register`), packets
     are dealt to it and answered here; do not run two miners with one key. Runs at low priority.
 
-    On a devnet a core at full duty wins far more than a block in two seconds, until the target follows: try
-    --idle-duty 0.001 there.
+    To spend what it earns, import the key file: tilework wallet import NAME --from-file FILE
     """
     from wallet.client.units import OutsideMiner, told
 

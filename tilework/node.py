@@ -147,7 +147,8 @@ def status(url: str) -> None:
         "version": info.version,
         "up": f"{info.uptime_seconds:.0f} s",
     }
-    emit(answers, "\n".join(f"{name:<9}{value}" for name, value in rows.items()))
+    lines = [f"{name:<9}{value}" for name, value in rows.items()]
+    emit(answers, "\n".join([*lines, *(f"NOTE     {note}" for note in info.notes)]))
 
 
 @node.command("rpc-docs")

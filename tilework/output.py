@@ -21,6 +21,7 @@ from wallet.errors import ExitCode, WalletError
 
 __all__ = ["CliError", "Command", "ExitCode", "Group", "emit", "notice", "wants_json"]
 
+HELP_NAMES = ["-h", "--help"]
 DEBUG_VARIABLE = "TILEWORK_DEBUG"
 
 _JSON_KEY = "tilework.json"
@@ -56,6 +57,7 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.context_settings.setdefault("help_option_names", HELP_NAMES)
         self.params.append(
             click.Option(
                 ["--json"],
@@ -73,6 +75,10 @@ class Group(click.Group):
 
     command_class = Command
     group_class = type
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings.setdefault("help_option_names", HELP_NAMES)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Without arguments, show the help: whoever types the bare name wants to know what there is."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,19 +20,20 @@ from consensus.params import MAX_PLACES, ChainParams
 from consensus.shape import MAX_UNIT_BYTES
 from consensus.transaction import Payload, RegisterWorker, RetireWorker
 from node.config import load
-from tilework.options import load_worker_key, rpc_option
+from tilework.options import keystore_option, load_worker_key, rpc_option
 from tilework.output import CliError, Group, emit, notice
 from wallet.accounts.amounts import format_tile, parse_tile
+from wallet.accounts.journal import Journal, Note
+from wallet.accounts.keystore import Keystore
 from wallet.errors import ExitCode, WalletError
 from worker.key import WorkerKey
 from worker.price import DEFAULT_MULTIPLE, AskingPrice, idle_pay
 
 if TYPE_CHECKING:
-    from api.chain import ChainInfo, TxView
+    from api.chain import ChainInfo
     from wallet.client.gateway import Gateway
 
 WAIT_SECONDS = 120.0
-_LOOK_SECONDS = 0.5
 
 
 class WorkerState(WorkerView, frozen=True):
@@ -111,10 +111,19 @@ def worker() -> None:
     help="Largest packet, operands and product together.",
 )
 @wait_option
+@keystore_option
 def register(
-    key_file: Path, url: str, packets: int, bond: str | None, price: str | None, max_unit_mib: int, wait: bool
+    key_file: Path,
+    url: str,
+    packets: int,
+    bond: str | None,
+    price: str | None,
+    max_unit_mib: int,
+    wait: bool,
+    keystore: Keystore,
 ) -> None:
-    """Register the worker, or change and refresh its registration. The bond that it already has counts.
+    """Register the worker, or change and refresh its registration. The bond that it already has counts: it can be
+    raised, and comes back whole after `stop`.
 
     A key file that is missing is made, with a key of its own. A multiple is worked out once, now; a mining node with
     the same --price declares it anew as the difficulty moves. On mainnet such a node asks 1.0x, whatever was
@@ -128,11 +137,19 @@ def register(
     def payload(rules: ChainParams, state: WorkerState, info: ChainInfo) -> Payload:
         wished = asking or AskingPrice.parse(DEFAULT_MULTIPLE if info.network == "mainnet" else "0")
         min_price = wished.grains(rules, info.height + 1, int(info.target, 16))
-        wanted = rules.min_reserve * packets if whole is None else whole
+        least = rules.min_reserve * packets
+        if whole is not None and whole < state.bond:
+            message = f"the bond is {format_tile(state.bond)} TILE now, and a registration cannot lower it"
+            fix = "leave out --bond to keep it; `tilework worker stop` returns it"
+            raise CliError("bond-below-present", message, fix)
+        if whole is not None and whole < least:
+            message = f"{packets} packets at once take a bond of {format_tile(least)} TILE, not {format_tile(whole)}"
+            raise CliError("bond-too-low", message, "give a higher --bond, or fewer --packets")
+        wanted = least if whole is None else whole
         added = max(0, wanted - state.bond)
         return RegisterWorker(key.x25519_key, min_price, max_unit_mib << 20, packets, added)
 
-    sent = asyncio.run(_send(key, url, payload, wait))
+    sent = _send(key, url, keystore.journal, payload, "the worker's registration", wait)
     done = f"registered at height {sent.height}" if wait else "the registration is on its way"
     emit(sent, f"{sent.address}: {done} (transaction {sent.txid})")
 
@@ -141,7 +158,7 @@ def register(
 @key_option
 @rpc_option
 def status(key_file: Path, url: str) -> None:
-    """Show the worker's address, balance, bond, record and packets."""
+    """Show what the worker has lost and earned, its address, balance, bond and packets."""
     state = asyncio.run(_ask(load_worker_key(key_file), url))
     standing = (
         "active" if state.active else "registered, not dealt to yet or any more" if state.registered else "no worker"
@@ -149,13 +166,14 @@ def status(key_file: Path, url: str) -> None:
     if state.retired_at is not None:
         standing = f"retired at tick {state.retired_at}"
     rows = {
+        "lost": f"{format_tile(state.lost)} TILE of the bond, with {state.missed} packets that were not answered",
+        "earned": f"{format_tile(state.paid)} TILE for packets",
         "address": state.address,
         "standing": standing,
         "balance": f"{format_tile(state.balance)} TILE",
         "bond": f"{format_tile(state.bond)} TILE",
         "price": f"{format_tile(state.min_price)} TILE per 2⁴⁰ of weight at least",
         "packets": f"{len(state.held)} held, {state.places} at once",
-        "record": f"{format_tile(state.paid)} TILE earned, {state.missed} packets missed",
         "key": key_file,
     }
     emit(state, "\n".join(f"{name:<10}{value}" for name, value in rows.items()))
@@ -173,9 +191,21 @@ def price(url: str) -> None:
 @key_option
 @rpc_option
 @wait_option
-def stop(key_file: Path, url: str, wait: bool) -> None:
+@keystore_option
+def stop(key_file: Path, url: str, wait: bool, keystore: Keystore) -> None:
     """Retire the worker: it is dealt nothing more, and its bond returns once its last window is over."""
-    sent = asyncio.run(_send(load_worker_key(key_file), url, lambda _rules, _state, _info: RetireWorker(), wait))
+
+    def payload(_rules: ChainParams, state: WorkerState, _info: ChainInfo) -> Payload:
+        if state.retired_at is not None:
+            message = f"the worker is retired since tick {state.retired_at}"
+            fix = "nothing is to be done: its bond returns by itself; `tilework worker status` shows it"
+            raise CliError("already-retired", message, fix)
+        if not state.registered:
+            message = f"{state.address} is not registered as a worker"
+            raise CliError("unknown-worker", message, "name the worker's key file with --worker-key")
+        return RetireWorker()
+
+    sent = _send(load_worker_key(key_file), url, keystore.journal, payload, "the worker's retirement", wait)
     done = f"retired at height {sent.height}" if wait else "the retirement is on its way"
     emit(sent, f"{sent.address}: {done} (transaction {sent.txid})")
 
@@ -201,41 +231,50 @@ async def _state(gateway: Gateway, address: str) -> WorkerState:
     return WorkerState(**asdict(worker), balance=account.balance)
 
 
-async def _send(
-    key: WorkerKey, url: str, payload: Callable[[ChainParams, WorkerState, ChainInfo], Payload], wait: bool
+def _send(
+    key: WorkerKey,
+    url: str,
+    journal: Journal,
+    payload: Callable[[ChainParams, WorkerState, ChainInfo], Payload],
+    what: str,
+    wait: bool,
 ) -> Sent:
-    """Build, sign and send one transaction of the worker's account."""
-    from wallet.client.gateway import Gateway
+    """Build, sign and send one transaction of the worker's account. What is signed is named, whatever happens."""
+    from wallet.client.payments import settle
     from wallet.client.purse import Purse
+    from wallet.client.purse import Sent as Signed
 
-    async with Gateway(url, patience_seconds=0) as gateway:
-        network = await gateway.network()
-        purse = Purse(gateway, network, key.public_key)
-        state, info = await _state(gateway, purse.address), await gateway.info()
-        try:
-            (body,) = await purse.prepare([payload(network.params, state, info)], "this")
-        except WalletError as error:
-            if error.code != "insufficient-balance":
-                raise
-            fix = f"fund {purse.address} first: pay to it, or mine idle units with its key"
-            raise CliError(error.code, error.message, fix) from None
-        txid = body.txid(network.genesis_hash).hex()
-        await gateway.send(key.transaction(body, network.genesis_hash), txid)
-        height = (await _confirmed(gateway, txid)).height if wait else None
-        return Sent(purse.address, txid, height)
+    signed: list[Signed] = []
 
+    async def send() -> Sent:
+        from wallet.client.gateway import Gateway
 
-async def _confirmed(gateway: Gateway, txid: str) -> TxView:
-    """The transaction in its block. Raises `CliError` if it failed there, or no block took it in time."""
-    notice("waiting for a block …")
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        view = await gateway.transaction(txid)
-        if view is not None and view.status == "confirmed":
-            if not view.ok:
-                fix = "nothing but the fee was spent; correct it and try again"
-                raise CliError(view.reason, f"the transaction failed: {view.detail}", fix)
-            return view
-        await asyncio.sleep(_LOOK_SECONDS)
-    fix = f"see later with tx_get {txid}; a node must be mining"
-    raise CliError("timeout", f"no block took transaction {txid} within {WAIT_SECONDS:g} s", fix, ExitCode.TIMEOUT)
+        async with Gateway(url) as gateway:
+            network = await gateway.network()
+            purse = Purse(gateway, network, key.public_key, journal=journal)
+            state, info = await _state(gateway, purse.address), await gateway.info()
+            (sent,) = await purse.pay(
+                key,
+                [payload(network.params, state, info)],
+                Note("worker", what),
+                signed=signed.extend,
+                tell=notice,
+            )
+            notice(f"transaction {sent.txid.hex()}" + "; waiting for a block" * wait)
+            settled = await settle(gateway, network, sent, int(wait), WAIT_SECONDS, notice)
+            return Sent(purse.address, settled.txid, settled.height)
+
+    try:
+        return asyncio.run(send())
+    except WalletError as error:
+        if error.code != "insufficient-balance":
+            raise
+        fix = "fund the account first: pay to its address (`tilework worker status`), or mine idle units with its key"
+        raise CliError(error.code, error.message, fix) from None
+    except KeyboardInterrupt:
+        if not signed:
+            raise
+        txid = signed[0].txid.hex()
+        message = f"interrupted; transaction {txid} may have been sent"
+        fix = f"this asks, and sends the same one if need be: tilework wallet resend {txid}"
+        raise CliError("interrupted", message, fix, ExitCode.INTERRUPTED, [txid]) from None

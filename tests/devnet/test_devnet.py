@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -33,7 +34,7 @@ def place(tmp_path: Path) -> Layout:
     return Layout(directory)
 
 
-def describe(place: Layout, count: int = 3, first_port: int = layout.RPC_PORT) -> Record:
+def describe(place: Layout, count: int | None = 3, first_port: int | None = None) -> Record:
     record = layout.describe(place, layout.establish(place, None), count, "user", first_port)
     place.write(record)
     return record
@@ -76,17 +77,51 @@ def test_a_damaged_genesis_is_no_new_network(place: Layout) -> None:
         layout.establish(place, None)
 
 
-def test_ports_are_the_usual_ones_unless_taken_and_are_kept(place: Layout) -> None:
+def ports_of(record: Record) -> list[int]:
+    return [int(node.rpc.rpartition(":")[2]) for node in record.nodes]
+
+
+@contextmanager
+def busy_port() -> Iterator[int]:
     with socket.socket() as busy:
         busy.bind((layout.HOST, 0))
         busy.listen()
-        base = busy.getsockname()[1]
-        first = describe(place, 2, base)
+        yield int(busy.getsockname()[1])
+
+
+def test_ports_are_the_usual_ones_unless_taken_and_are_kept(place: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    with busy_port() as base:
+        monkeypatch.setattr(layout, "RPC_PORT", base)
+        first = describe(place, 2)
         ports = [int(part.rpartition(":")[2]) for node in first.nodes for part in (node.rpc, node.p2p)]
         assert base not in ports
         assert len(set(ports)) == 4
         assert first.nodes[0].metrics == f"{first.nodes[0].rpc}/metrics"
-    assert [node.rpc for node in describe(place, 2).nodes] == [node.rpc for node in first.nodes]
+    assert ports_of(describe(place, 2)) == ports_of(first)
+
+
+def test_ports_that_were_asked_for_are_had_or_refused(place: Layout) -> None:
+    describe(place, 2)
+    with busy_port() as base:
+        for count in (1, 2):
+            with refused("port-taken"):
+                describe(place, count, base + 1 - count)
+    assert ports_of(describe(place, 2, base)) == [base, base + 1], "also where the network had others before"
+    assert ports_of(describe(place, 2)) == [base, base + 1]
+    assert ports_of(describe(place, 2, 0)) != [base, base + 1]
+
+
+def test_a_network_keeps_its_number_of_nodes(place: Layout) -> None:
+    assert len(describe(place, None).nodes) == 3
+    assert len(describe(place, 2).nodes) == 2
+    assert len(describe(place, None).nodes) == 2
+
+
+def test_a_network_without_blocks_says_so() -> None:
+    state = NetworkState((NodeState("node0", 1, 7, "aa", 2),), height=7)
+    assert "no block" not in commands.status_line(state)
+    quiet = msgspec.structs.replace(state, quiet_seconds=61.0)
+    assert "all miners are gone: no block for 61 s" in commands.status_line(quiet)
 
 
 def test_every_node_works_for_an_account_of_its_own(place: Layout) -> None:

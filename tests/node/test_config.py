@@ -46,7 +46,8 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
         "p2p_host": "h", "p2p_port": "4",
         "p2p_peers": "a:1,b:2", "rpc_host": "h", "rpc_port": "5", "rpc_allowed_hosts": "x,y",
         "rpc_cors_origins": "https://a", "mining_enabled": "true", "mining_threads": "2", "mining_idle_duty": "0.25",
-        "mining_worker_key": "/k", "mining_price": "1.5x", "log_level": "debug", "log_format": "json", "log_file": "/l",
+        "mining_worker_key": "/k", "mining_price": "1.5x", "mining_payout": "tdev1x", "mining_payout_above": "9",
+        "log_level": "debug", "log_format": "json", "log_file": "/l",
         "limits_tensor_cache_mib": "7", "limits_mempool_mib": "8",
     }  # fmt: skip
     assert set(examples) == {setting.key for setting in SETTINGS}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from node.chain.split import Split
+from node.notes import Notes
 from node.report import CLAIM_SECONDS, Report
 from tests.node.rig import Rig, asynchronous
 
@@ -13,7 +14,9 @@ from tests.node.rig import Rig, asynchronous
 def report_of(rig: Rig, *peers: SimpleNamespace) -> Report:
     network: Any = SimpleNamespace(address="127.0.0.1:1", peers=lambda: list(peers), only_group=lambda: "")
     failure: Any = SimpleNamespace(error=None)
-    return Report(rig.chain, rig.intake, network, None, failure, node_id=bytes(32), worker=None, needs_peers=True)
+    notes = Notes(rig.chain, lambda: len(peers), None, rig.compute)
+    own: dict[str, Any] = {"node_id": bytes(32), "worker": None, "needs_peers": True}
+    return Report(rig.chain, rig.intake, network, None, failure, notes, **own)
 
 
 @asynchronous

@@ -266,7 +266,7 @@ def test_a_mining_node_declares_the_price_that_it_was_given(tmp_path: Path) -> N
     key.create(path)
     rules = params.devnet(time.time_ns() // 10**6 - 3_600_000, (Allocation(key.address, 1_000 * TILE),))
     file.write_bytes(genesis.dump(rules))
-    arguments = ("--genesis", str(file), "--mine", "--worker-key", str(path), "--price", "77")
+    arguments = ("--genesis", str(file), "--mine", "--worker-key", str(path), "--price", "77", "--idle-duty", "0.2")
     with node_process(tmp_path / "node", *arguments) as (_process, info):
         at = {"TILEWORK_RPC_URL": info["rpc_address"], "TILEWORK_MINING_WORKER_KEY": str(path)}
         run("worker", "register", "--packets", "2", "--price", "5", **at)

@@ -29,11 +29,11 @@ from consensus.shape import Shape
 from consensus.transaction import SubmitJob
 from wallet.accounts.journal import Journal
 from wallet.accounts.keys import SigningKey
-from wallet.client.gateway import Gateway, check_job_id, together
+from wallet.client.gateway import Gateway, Told, check_job_id, silent, together
 from wallet.client.job import Cost, Group, Job, Progress, cancel, explain, require_key, unknown_job
 from wallet.client.matrices import Int8Matrix, Int32Matrix, Matmul, as_operands
 from wallet.client.offers import Offer, Terms, find_deal, life_of, make_offer
-from wallet.client.purse import Purse, Sent, Told, fetch, silent
+from wallet.client.purse import Purse, Sent, fetch
 from wallet.client.slicing import Grid, Slices, check_inner, cut
 from wallet.client.transactions import Rules
 from wallet.errors import ExitCode, WalletError

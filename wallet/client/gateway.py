@@ -45,10 +45,21 @@ from wallet.errors import ExitCode, WalletError
 
 T = TypeVar("T")
 
+Told = Callable[[str], None]
+"""Takes a line about how far a wait has come."""
+
+
+def silent(_line: str) -> None:
+    """Tells nobody."""
+
+
 _TRANSIENT = frozenset({errors.NOT_READY.name, errors.TIMEOUT.name, errors.LIMIT.name})
 """Refusals that are about the moment and not about the call."""
 _REFUSALS = frozenset({errors.REJECTED.name, errors.INVALID_PARAMS.name, errors.UNAVAILABLE.name})
 """Refusals that are about the call."""
+_QUIET_SECONDS = 60.0
+_QUIET_BLOCKS = 30
+"""After so many intended block times without one, and so many seconds, nobody mines."""
 _FIRST_CONTACT_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
@@ -62,6 +73,7 @@ class Gateway:
         self._patience_seconds = patience_seconds
         self._timeout_seconds = timeout_seconds
         self._has_answered = False
+        self._spacing_seconds = 0.0
 
     async def __aenter__(self) -> Self:
         self.rpc = RpcClient(self.url, timeout_seconds=self._timeout_seconds)
@@ -109,6 +121,7 @@ class Gateway:
         except ValueError as error:
             fix = "use a node of the same version"
             raise WalletError("network-mismatch", f"the node's rules make no sense: {error}", fix) from error
+        self._spacing_seconds = params.spacing_ms / 1000
         return Rules(params, bytes.fromhex(info.genesis_hash))
 
     async def supply(self) -> Supply:
@@ -128,10 +141,10 @@ class Gateway:
         return await _or_none(self.ask("chain_getHeader", WhichBlock(height=height), result=HeaderView))
 
     @asynccontextmanager
-    async def heads(self) -> AsyncIterator[Heads]:
-        """Waits for blocks, for as long as the context lasts."""
+    async def heads(self, tell: Told = silent) -> AsyncIterator[Heads]:
+        """Waits for blocks, for as long as the context lasts; `tell` hears when there are none for long."""
         async with AsyncExitStack() as stack:
-            yield Heads(self.rpc, stack)
+            yield Heads(self.rpc, stack, tell, max(_QUIET_SECONDS, _QUIET_BLOCKS * self._spacing_seconds))
 
     # ------------------------------------------------------------------ accounts and transactions
 
@@ -240,13 +253,27 @@ class Gateway:
 class Heads:
     """Waits for the next block: by subscription, and by the clock while there is none."""
 
-    def __init__(self, rpc: RpcClient, stack: AsyncExitStack) -> None:
+    def __init__(self, rpc: RpcClient, stack: AsyncExitStack, tell: Told, quiet_seconds: float) -> None:
+        """`tell` hears, once in a while, that there has been no block for `quiet_seconds` and more."""
         self._rpc = rpc
         self._stack = stack
+        self._tell = tell
+        self._quiet_seconds = quiet_seconds
+        self._heard_at = self._told_at = time.monotonic()
         self._events: Subscription[HeaderView] | None = None
 
     async def wait(self, seconds: float) -> int | None:
         """The next block's height; None after `seconds`, or when a block may have been missed."""
+        height = await self._next(seconds)
+        now = time.monotonic()
+        if height is not None:
+            self._heard_at = self._told_at = now
+        elif now - self._told_at > self._quiet_seconds:
+            self._tell(f"all miners are gone: no block for {now - self._heard_at:.0f} s (still waiting)")
+            self._told_at = now
+        return height
+
+    async def _next(self, seconds: float) -> int | None:
         try:
             async with asyncio.timeout(seconds):
                 if self._events is None:

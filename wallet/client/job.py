@@ -22,10 +22,10 @@ from consensus.rules.jobs import job_fees
 from consensus.transaction import CancelJob, SubmitJob, packet_id_of
 from wallet.accounts.journal import Note
 from wallet.accounts.keys import SigningKey
-from wallet.client.gateway import Gateway, is_refusal, together
+from wallet.client.gateway import Gateway, Told, is_refusal, silent, together
 from wallet.client.matrices import Int8Matrix, Int32Matrix
 from wallet.client.offers import Offer, make_offer
-from wallet.client.purse import Purse, Sent, Told, silent
+from wallet.client.purse import Purse, Sent
 from wallet.client.rpc import RpcError
 from wallet.client.slicing import Slices, assemble
 from wallet.errors import ExitCode, WalletError
@@ -197,7 +197,7 @@ class Job:
         """Each change, until all packets are answered. Raises `WalletError`, as `refresh` does and if the job ended
         (job-expired, job-cancelled) with packets unanswered and no attempts left."""
         last: Progress | None = None
-        async with self._gateway.heads() as heads:
+        async with self._gateway.heads(self._tell) as heads:
             while True:
                 now = await self.refresh()
                 if now != last:
@@ -260,7 +260,7 @@ class Job:
         """What it has cost once all its jobs have closed and what was unspent has come back; waits for that at most
         `patience_seconds`, after which some is still `held`."""
         deadline = time.monotonic() + patience_seconds
-        async with self._gateway.heads() as heads:
+        async with self._gateway.heads(self._tell) as heads:
             while True:
                 cost = await self.cost()
                 if not cost.held or time.monotonic() > deadline:

@@ -24,8 +24,8 @@ from wallet.accounts.keys import SigningKey
 from wallet.accounts.keystore import Account as StoredAccount
 from wallet.accounts.payment import PaymentRequest
 from wallet.client import purse
-from wallet.client.gateway import Gateway, Heads
-from wallet.client.purse import USUAL, Awaited, Purse, Sent, Told, Wish, fetch, look_up, unknown_outcome
+from wallet.client.gateway import Gateway, Heads, Told
+from wallet.client.purse import USUAL, Awaited, Purse, Sent, Wish, fetch, look_up, unknown_outcome
 from wallet.client.rpc import NetworkError, RpcError
 from wallet.client.transactions import Rules, max_fee
 from wallet.errors import ExitCode, WalletError, naming
@@ -223,7 +223,7 @@ async def settle(
     with naming([txid], "transaction"):
         patience = timeout_seconds or _patience_seconds(network, confirmations)
         try:
-            async with asyncio.timeout(patience), gateway.heads() as heads:
+            async with asyncio.timeout(patience), gateway.heads(tell) as heads:
                 return await _confirmed(gateway, network, sent, confirmations, heads, tell)
         except TimeoutError:
             message = f"transaction {txid} is not confirmed {confirmations} times after {patience:g} s"
@@ -269,7 +269,7 @@ async def watch(
         start = (await gateway.info()).height if since is None else since
         seen = ""
         try:
-            async with asyncio.timeout(timeout_seconds), gateway.heads() as heads:
+            async with asyncio.timeout(timeout_seconds), gateway.heads(tell) as heads:
                 while True:
                     payment = await _find_payment(gateway, request, address, start)
                     if payment is not None and payment.confirmations >= max(confirmations, 1):
@@ -381,7 +381,7 @@ async def _proved_account(gateway: Gateway, network: Rules, address: str, tell: 
 async def _header_above(gateway: Gateway, network: Rules, height: int, tell: Told) -> Header:
     """The header at `height` + 1, once it is there: it must name that height, and its ticket must win its target."""
     deadline = time.monotonic() + _patience_seconds(network, 1)
-    async with gateway.heads() as heads:
+    async with gateway.heads(tell) as heads:
         tell(f"waiting for block {height + 1}, whose header proves the state at {height}")
         while (view := await gateway.header(height + 1)) is None:
             if time.monotonic() > deadline:
@@ -451,7 +451,7 @@ def _require_success(view: TxView) -> None:
     if view.ok is False:
         why = view.detail or view.reason
         message = f"transaction {view.txid} stands in block {view.height} but failed: {why}"
-        raise WalletError("payment-failed", message, "correct what it says and pay again; only its fee is spent")
+        raise WalletError("payment-failed", message, "correct what it says first; nothing but its fee is spent")
 
 
 def _patience_seconds(network: Rules, confirmations: int) -> float:

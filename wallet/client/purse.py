@@ -23,7 +23,7 @@ from consensus.errors import ConsensusError
 from consensus.rules.payloads import outlay
 from consensus.transaction import Payload, Transaction, TxBody, decode_transaction
 from wallet.accounts.journal import Fate, Journal, Note, Signed, now_ms
-from wallet.client.gateway import Gateway, is_refusal, together
+from wallet.client.gateway import Gateway, Told, is_refusal, silent, together
 from wallet.client.rpc import RpcError
 from wallet.client.transactions import FeeTerms, Rules, build, check_balance, choose_fees, max_fee, outbid
 from wallet.errors import ExitCode, WalletError, naming
@@ -32,13 +32,6 @@ _POOL_PAUSE_SECONDS = 5.0
 _POOL_PATIENCE_BLOCKS = 20
 """How many intended block times an account may wait without a single block that takes one of its transactions."""
 _POOL_LEAST_PATIENCE_SECONDS = 60.0
-
-Told = Callable[[str], None]
-"""Takes a line about how far a wait has come."""
-
-
-def silent(_line: str) -> None:
-    """Tells nobody."""
 
 
 class Signer(Protocol):
@@ -241,7 +234,7 @@ async def deliver(gateway: Gateway, network: Rules, sent: Sent, tell: Told = sil
     """
     patience = max(_POOL_LEAST_PATIENCE_SECONDS, _POOL_PATIENCE_BLOCKS * network.params.spacing_ms / 1000)
     taken, since = -1, time.monotonic()
-    async with gateway.heads() as heads:
+    async with gateway.heads(tell) as heads:
         while True:
             try:
                 await gateway.send(sent.transaction, sent.txid.hex())

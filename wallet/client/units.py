@@ -28,6 +28,7 @@ from wallet.client.rpc import NetworkError, RpcError
 from wallet.client.transactions import Rules
 from wallet.errors import ExitCode, WalletError
 from worker.compute import LowPriorityCompute
+from worker.duty import usual_duty
 from worker.key import WorkerKey
 from worker.loop import MiningLoop
 from worker.source import ProductGone, UnitLost, Win
@@ -153,13 +154,15 @@ class RemoteUnits:
 class OutsideMiner:
     """Mines for the account of `key` through the node at `url`; `tell` is told every ten seconds how it goes.
 
-    `idle_duty`: share of the time for which idle units run, 0 … 1.
+    `idle_duty`: share of the time for which idle units run, 0 … 1; None: what is usual on the network.
 
     Attributes:
         stats: counters.
     """
 
-    def __init__(self, url: str, key: WorkerKey, threads: int, idle_duty: float, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, url: str, key: WorkerKey, threads: int, idle_duty: float | None, tell: Callable[[str], None]
+    ) -> None:
         self.stats = MinerStats()
         self._gateway = Gateway(url, patience_seconds=_PATIENCE_SECONDS)
         self._key = key
@@ -175,9 +178,8 @@ class OutsideMiner:
                 network = await self._gateway.network()
                 await bench.run(work.warm)
                 source = RemoteUnits(self._gateway, network, self._key, self._tell)
-                loop = MiningLoop(
-                    source, bench=bench, rng=random.Random(), threads=self._threads, idle_duty=self._idle_duty
-                )
+                duty = usual_duty(network.params.network) if self._idle_duty is None else self._idle_duty
+                loop = MiningLoop(source, bench=bench, rng=random.Random(), threads=self._threads, idle_duty=duty)
                 self.stats = loop.stats
                 await self._mine(source, loop, units)
         except ExceptionGroup as failures:
@@ -196,7 +198,7 @@ class OutsideMiner:
 
     async def _watch(self, source: RemoteUnits, loop: MiningLoop[RemoteUnit]) -> None:
         """Keep up with the tip: a new block makes the unit at hand stale, and may bring packets or undo answers."""
-        async with self._gateway.heads() as heads:
+        async with self._gateway.heads(self._tell) as heads:
             while True:
                 height = await heads.wait(_LOOK_SECONDS)
                 try:
