@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from tests.wallet.network import Running
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_journal_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands that are given no directory for accounts keep their journal away from that of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TILEWORK_WALLET_DIR", str(tmp_path_factory.mktemp("keystore")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A mining node whose worker is registered and dealt to; one a test module, since starting it takes seconds."""
