@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
+from consensus.address import encode_address
 from devnet import layout
 from tests.wallet.network import ALICE, BOB, Running
 from tests.wallet.proxy import lying_node
@@ -29,6 +30,8 @@ from tilework.jobs import DEVNET, demo, job
 from tilework.output import Group
 from wallet.accounts.keystore import KdfParams, Keystore
 from wallet.client.client import Client
+from wallet.client.gateway import Gateway
+from wallet.client.job import Job
 from wallet.models import demorun
 from wallet.models.demo import load_demo
 from wallet.models.quantised import exact_product
@@ -115,6 +118,64 @@ def test_submit_writes_the_exact_product_and_says_what_it_cost(cli: Cli) -> None
     listed = [view["job"] for view in cli.ok("job", "list")["jobs"]]
     assert listed[0] == done["jobs"][0]
     assert listed[0] in [view["job"] for view in cli.ok("job", "list", "--all")["jobs"]]
+
+
+def test_what_it_costs_is_said_before_and_is_what_the_chain_took(cli: Cli) -> None:
+    before = balance_of(cli)
+    arguments = (*cli.matrices(150, 90, 130), "-o", cli.product, "--packets", 4)
+    plan = cli.ok("job", "submit", *arguments, "--dry-run")
+    assert (plan["status"], plan["max_cost_grains"]) == ("not sent", plan["escrow_grains"] + plan["max_fee_grains"])
+    assert balance_of(cli) == before
+    assert not cli.product.exists()
+    words = cli.run("job", "submit", *arguments, "--dry-run").output
+    for word in ("escrow", "fees", "in all  at most", "comes back"):
+        assert word in words
+    done = cli.ok("job", "submit", *arguments, "--yes")
+    cost = done["cost"]
+    assert (cost["held"], cost["escrowed"]) == (0, plan["escrow_grains"])
+    assert cost["total"] == cost["paid"] + cost["fees"] == before - balance_of(cli)
+    assert cost["total"] <= plan["max_cost_grains"]
+
+
+def balance_of(cli: Cli) -> int:
+    async def look() -> int:
+        async with Gateway(str(cli.environment["TILEWORK_RPC_URL"])) as gateway:
+            return (await gateway.account(encode_address(ALICE.address, "tdev"))).balance
+
+    return asyncio.run(look())
+
+
+def test_no_file_is_replaced_unless_that_is_wanted_and_no_input_ever(cli: Cli) -> None:
+    x, w = cli.matrices(64, 64, 64, 6)
+    cli.product.write_text("years of work")
+    error = cli.refused(2, "file-exists", "job", "submit", x, w, "-o", cli.product, "--yes")
+    assert "--force" in error["fix"]
+    cli.refused(2, "file-exists", "job", "result", "ab" * 32, x, w, "-o", cli.product)
+    assert cli.product.read_text() == "years of work"
+    for force in ((), ("--force",)):
+        for again in (x, w, cli.home / "ks" / ".." / "x.npy"):
+            error = cli.refused(2, "file-exists", "job", "submit", x, w, "-o", again, "--yes", *force)
+            assert "one of the matrices" in error["message"]
+    cli.ok("job", "submit", x, w, "-o", cli.product, "--yes", "--force")
+    assert cli.is_right()
+
+
+def test_a_file_that_appears_meanwhile_stays(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = cli.matrices(64, 64, 64, 7)
+    true = Job.result
+
+    async def slowly(self: Job, *arguments: Any) -> Any:
+        product = await true(self, *arguments)
+        cli.product.write_text("years of work")
+        return product
+
+    monkeypatch.setattr(Job, "result", slowly)
+    error = cli.refused(3, "file-exists", "job", "submit", x, w, "-o", cli.product, "--yes")
+    assert error["txids"]
+    assert cli.product.read_text() == "years of work"
+    monkeypatch.undo()
+    cli.ok("job", "result", ",".join(error["txids"]), x, w, "-o", cli.home / "other.npy")
+    assert [file.name for file in cli.home.glob(".*.tmp")] == []
 
 
 def test_people_get_words(cli: Cli) -> None:

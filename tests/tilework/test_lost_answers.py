@@ -3,13 +3,7 @@ ever lost sight of, and whoever follows the advice on the screen pays once."""
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,119 +14,14 @@ import pytest
 
 from consensus.address import encode_address
 from consensus.params import TILE
-from tests.wallet.network import ALICE, BOB, Running, key_of
+from tests.tilework.shell import Shell
+from tests.wallet.network import BOB, Running, key_of
 from tests.wallet.proxy import LyingNode, lying_node
-from wallet.accounts.keystore import KdfParams, Keystore
 from wallet.client.gateway import Gateway
 
-LIGHT = KdfParams(memory_kib=8, iterations=1, lanes=1)
-PASSWORD = "correct horse"
 BOB_TEXT = encode_address(BOB.address, "tdev")
 
 MANGLINGS = ("drop", "garble", "gateway", "withhold")
-
-
-class Shell:
-    """A person at a shell, with an account: runs commands, and follows what they say."""
-
-    def __init__(self, home: Path, url: str) -> None:
-        self.home = home
-        Keystore(home / "ks").create("alice", ALICE, PASSWORD, "devnet", kdf_params=LIGHT)
-        (home / "password").write_text(PASSWORD)
-        self.url = url
-        self.environment = os.environ | {
-            "TILEWORK_WALLET_DIR": str(home / "ks"),
-            "TILEWORK_PASSWORD_FILE": str(home / "password"),
-        }
-
-    def start(self, *arguments: object, url: str | None = None, die_at: str = "") -> subprocess.Popen[str]:
-        """`die_at`: see `_DRIVER`."""
-        return subprocess.Popen(
-            [sys.executable, "-c", _DRIVER, *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=self.home,
-            env=self.environment | {"TILEWORK_RPC_URL": url or self.url, "DIE_AT": die_at, "PYTHONPATH": os.getcwd()},
-        )
-
-    def run(self, *arguments: object, **options: Any) -> tuple[int, str, str]:
-        process = self.start(*arguments, **options)
-        out, err = process.communicate(timeout=100)
-        return process.returncode, out, err
-
-    def ok(self, *arguments: object, **options: Any) -> dict[str, Any]:
-        status, out, err = self.run(*arguments, "--json", **options)
-        assert (status, err) == (0, ""), (status, out, err)
-        answer: dict[str, Any] = json.loads(out)
-        return answer
-
-    def refused(self, *arguments: object, **options: Any) -> tuple[int, dict[str, Any]]:
-        status, out, err = self.run(*arguments, "--json", **options)
-        assert status != 0, (out, err)
-        assert out == ""
-        error: dict[str, Any] = json.loads(err)
-        return status, error
-
-    def follow(self, advice: str) -> dict[str, Any]:
-        """Carry out the command that an error's advice names first."""
-        command = advice[advice.index("tilework ") :].partition("; ")[0]
-        return self.ok(*shlex.split(command)[1:])
-
-    def waiting(self) -> list[dict[str, Any]]:
-        return list(self.ok("wallet", "history")["waiting"])
-
-    def wait_paid(self, txid: str) -> None:
-        """As somebody who looks at the history until the payment is there."""
-        deadline = time.monotonic() + 30
-        while txid not in [m["reference"] for m in self.ok("wallet", "history")["movements"]]:
-            assert time.monotonic() < deadline, self.waiting()
-        assert txid not in [one["txid"] for one in self.waiting()]
-
-
-_DRIVER = """
-import asyncio, os, signal, sys
-from wallet.client.gateway import Gateway
-# Tests cannot wait as long as people do.
-Gateway.__init__.__kwdefaults__.update(patience_seconds=1.5, timeout_seconds=1.0)
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-step = os.environ["DIE_AT"]
-if step:
-    place, when, method = step.split()
-    from wallet.accounts.journal import Journal
-    from wallet.client.gateway import Heads
-    from wallet.client.purse import Purse
-    from wallet.client.rpc import RpcClient
-    owner = {"note": Journal, "turn": Journal, "prepare": Purse, "call": RpcClient, "wait": Heads}[place]
-    true = getattr(owner, place)
-    def concerns(arguments):
-        return method == "-" or arguments[1] == method
-    if asyncio.iscoroutinefunction(true):
-        async def deadly(*arguments, **options):
-            if when == "before" and concerns(arguments):
-                die()
-            result = await true(*arguments, **options)
-            if when == "after" and concerns(arguments):
-                die()
-            return result
-    else:
-        def deadly(*arguments, **options):
-            if when == "before":
-                die()
-            result = true(*arguments, **options)
-            if when == "after":
-                die()
-            return result
-    setattr(owner, place, deadly)
-
-from tilework.main import main
-main(sys.argv[1:])
-"""
-"""`tilework`, but impatient, and with a place in the code where it is killed: a method, before or after, which call."""
 
 
 @pytest.fixture
