@@ -95,7 +95,7 @@ def history(
     prefix, text = whose(address, account_name, keystore)
     found = asyncio.run(payments.history(url, keystore.journal, prefix, text, limit, before, begin))
     if as_csv:
-        click.echo(_as_csv(found.movements), nl=False)
+        click.echo(csv_of(found.movements), nl=False)
         return
     waiting = [one for one in found.awaited if one.state not in ("confirmed", "failed")]
     lines = [*map(_waiting_line, waiting), *(_line(movement, found.height) for movement in found.movements)]
@@ -151,7 +151,8 @@ def _memo(movement: MovementView) -> str:
     return text if text.isprintable() else movement.memo
 
 
-def _as_csv(movements: list[MovementView]) -> str:
+def csv_of(movements: list[MovementView]) -> str:
+    """Movements as a table for spreadsheets: amounts in TILE, times in UTC."""
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(_CSV_COLUMNS)

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from api.chain import MovementView
 from consensus.address import encode_address
 from consensus.params import TILE
 from tests.tilework.test_node import node_process
 from tests.wallet.network import Running, key_of
+from tilework.history import csv_of
 from worker.key import WorkerKey
 
 PAYEE = encode_address(key_of("savings").address, "tdev")
@@ -108,6 +110,14 @@ def test_from_zero_coins_to_earnings_that_are_spent(person: Person) -> None:
     lines = person.run("worker", "status").stdout.splitlines()
     assert lines[0].startswith("lost")
     assert "0 TILE of the bond" in lines[0]
+
+
+@pytest.mark.parametrize("memo", ["=1+1", "+1", "-1", "@SUM(A1)"])
+def test_a_memo_is_no_formula(memo: str) -> None:
+    movement = MovementView(7, "received", TILE, "ab" * 32, 0, memo=memo.encode().hex(), counterparty=PAYEE)
+    (row,) = csv.DictReader(io.StringIO(csv_of([movement])))
+    assert row["memo"] == f"'{memo}"
+    assert (row["amount"], row["time"]) == ("1", "1970-01-01T00:00:00Z")
 
 
 def test_a_worker_that_is_none_has_nothing_to_stop(person: Person) -> None:
