@@ -25,6 +25,10 @@ BYTE_S = 1.5e-9
 """What a byte of an answer costs there: copied, encrypted, handed to the system."""
 _HALF_LIFE_S = 10.0
 """What somebody had so long ago counts half."""
+_LITTLE_S = 0.1
+"""As long as more is left, nobody needs to know exactly how much."""
+_MOMENT_S = 0.1
+"""What was had within it counts as had at once."""
 _MAX_REMEMBERED = 1024
 
 Failed = Callable[[StorageError], None]
@@ -166,8 +170,19 @@ class Shares:
         task.add_done_callback(done)
         return await asyncio.shield(task)
 
+    def has_spare(self) -> bool:
+        """Whether work may be done at once: there is time left, and nobody waits for it."""
+        if self._waiting or self._busy:
+            return False
+        if self._left_s <= _LITTLE_S:
+            self._refill()
+        return self._left_s > 0
+
     async def pay(self, asker: Asker, seconds: float) -> None:
         """Wait for the asker's turn to do so much work elsewhere."""
+        if self.has_spare():
+            self.charge(asker, seconds)
+            return
         await self._turn(asker)
         self.charge(asker, seconds)
         self._release()
@@ -189,10 +204,7 @@ class Shares:
 
     def _admit(self) -> None:
         """Let the next one go: of those who wait the one whose household, and then who itself, has had least."""
-        now = asyncio.get_running_loop().time()
-        if self._left_at >= 0:
-            self._left_s = min(self._burst_s, self._left_s + (now - self._left_at) * self._share)
-        self._left_at = now
+        now = self._refill()
         while self._waiting and not self._busy:
             if self._left_s <= 0:
                 if self._alarm is None:
@@ -207,6 +219,14 @@ class Shares:
                 self._busy = True
                 turn.set_result(None)
 
+    def _refill(self) -> float:
+        """Add what the share has brought since; gives the loop's time."""
+        now = asyncio.get_running_loop().time()
+        if self._left_at >= 0:
+            self._left_s = min(self._burst_s, self._left_s + (now - self._left_at) * self._share)
+        self._left_at = now
+        return now
+
     def _wake(self) -> None:
         self._alarm = None
         self._admit()
@@ -216,7 +236,13 @@ class Shares:
         now = asyncio.get_running_loop().time()
         self._left_s -= seconds
         for one in (asker.household, asker):
-            self._had[one] = _Had(self._had_by(one, now) + seconds, now)
+            had = self._had.get(one)
+            if had is None:
+                self._had[one] = _Had(seconds, now)
+            elif now - had.at < _MOMENT_S:
+                had.seconds += seconds
+            else:
+                had.seconds, had.at = self._had_by(one, now) + seconds, now
         if len(self._had) > _MAX_REMEMBERED:
             self._had = {one: had for one, had in self._had.items() if self._had_by(one, now) > OVERHEAD_S}
 
@@ -226,7 +252,8 @@ class Shares:
         return 0.0 if had is None else had.seconds * 0.5 ** ((now - had.at) / _HALF_LIFE_S)
 
 
-class _Had(NamedTuple):
+@dataclass(slots=True)
+class _Had:
     seconds: float
     at: float
 

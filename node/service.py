@@ -154,7 +154,7 @@ class Node:
         )
         self._hub = Hub(TABLE.topics)
         desk = WorkDesk(self.intake, self.producer, self._compute, clock)
-        self._context = Context(self.chain, self.intake, desk, self.report, self._reads)
+        self._context = Context.of(self.chain, self.intake, desk, self.report, self._reads)
         self._rpc = self._make_rpc()
         _warm_kernels()
 

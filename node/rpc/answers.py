@@ -9,12 +9,14 @@ the stamp is the same: nobody is told what is no longer so.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from node.chain.headers import HeaderEntry
 from node.compute import Compute
+
+T = TypeVar("T")
 
 MAX_ANSWERS = 1_024
 """Of one kind. Some kilobytes each at most; all go with the next block."""
@@ -36,14 +38,20 @@ class Answers:
         """The answer as JSON, if it is at hand and still so."""
         return self._answers.get(key) if self._stamp() == self._held else None
 
-    async def make(self, key: Hashable, compute: Compute, function: Callable[[], object]) -> bytes:
-        """The answer that `function` gives on a thread, kept if nothing has changed meanwhile."""
+    async def make(
+        self,
+        key: Hashable,
+        compute: Compute,
+        function: Callable[[], T],
+        lasts: Callable[[T], bool] = lambda _answer: True,
+    ) -> T:
+        """What `function` gives on a thread, kept if nothing has changed meanwhile and the answer `lasts`."""
         before = self._stamp()
-        answer = msgspec.json.encode(await compute.run(function))
-        if self._stamp() == before:
+        answer = await compute.run(function)
+        if self._stamp() == before and lasts(answer):
             if self._held != before or len(self._answers) >= MAX_ANSWERS:
                 self._held, self._answers = before, {}
-            self._answers[key] = answer
+            self._answers[key] = msgspec.json.encode(answer)
         return answer
 
 
@@ -58,6 +66,6 @@ class AtHand:
         pool_version: Callable[[], int],
     ) -> None:
         self.info = Answers(lambda: (tip(), best_header(), base()))
-        # A copy of the tip that comes or goes may be the one to show; those below it are named by their children.
+        # A copy of the tip that comes or goes may change the one to show; of those below, their children name it.
         self.headers = Answers(lambda: (entry := tip(), *entry.copies))
         self.accounts = Answers(lambda: (tip(), pool_version()))

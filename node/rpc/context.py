@@ -26,6 +26,7 @@ from node.compute import Compute
 from node.mining.desk import DeskError, WorkUnit
 from node.pool.mempool import Mempool, NonceError, PoolError
 from node.pool.results import ResultPool
+from node.rpc.answers import AtHand
 from node.rpc.jsonrpc import RpcError
 
 T = TypeVar("T")
@@ -94,6 +95,13 @@ class Context:
     desk: Desk
     host: Host
     compute: Compute
+    at_hand: AtHand
+
+    @classmethod
+    def of(cls, chain: ReadChain, door: Door, desk: Desk, host: Host, compute: Compute) -> Context:
+        """The context of a node with these parts."""
+        at_hand = AtHand(lambda: chain.tip, lambda: chain.best_header, lambda: chain.base, lambda: door.pool.version)
+        return cls(chain, door, desk, host, compute, at_hand)
 
     @property
     def prefix(self) -> str:

@@ -20,6 +20,7 @@ tiny elements never becomes millions of objects.
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Collection
 from functools import cache
 from typing import Literal, NoReturn
@@ -45,6 +46,7 @@ MAX_BATCH_ANSWER_BYTES = 8 << 20
 """After so much the rest of a batch is refused: it is some of the largest blocks, and answers wait in memory."""
 
 NULL = Raw(b"null")
+_MEMBERS = (b'"jsonrpc"', b'"method"', b'"params"', b'"id"')
 
 NO_METHOD = "(none)"
 """What `Observe` is told instead of a method's name where none of ours was named: labels must stay bounded."""
@@ -141,7 +143,7 @@ def first_byte(raw: Raw) -> bytes:
 
 def is_absent(raw: Raw) -> bool:
     """Whether the member was left out, which differs from null."""
-    return not first_byte(raw)
+    return not memoryview(raw).nbytes
 
 
 def excerpt(text: object, limit: int = 200) -> str:
@@ -182,6 +184,9 @@ def visit_names(raw: Raw, visit: Callable[[str], None]) -> None:
 Call = Callable[[str, Raw], Awaitable[bytes]]
 """Calls a method by name with its undecoded params (empty if absent); gives its result as JSON or raises `RpcError`."""
 
+Ready = Callable[[str, Raw], bytes | None]
+"""Gives the result of a method as JSON where it is at hand; None, or an `RpcError`: the call takes the usual way."""
+
 Keep = Callable[[int], None]
 """Told how many bytes each answer takes, before the next is made; may raise to end all of them."""
 
@@ -197,6 +202,31 @@ class Dispatcher:
         self._names = names
         self._call_seconds = call_seconds
         self._observe = observe
+
+    def at_once(self, message: bytes, ready: Ready) -> bytes | None:
+        """The answer to one plain request, where `ready` has its result: nothing is waited for.
+
+        None: `respond` to it. That is so for batches, for notifications, for whatever is wrong with it, and for what
+        would take a closer look: a backslash could spell a member's name a second time.
+        """
+        begin = time.perf_counter()
+        if not message.isascii() or b"\\" in message:
+            return None
+        for name in _MEMBERS:
+            if message.count(name) > 1:
+                return None
+        try:
+            request = _request_decoder.decode(message)
+            request_id = bytes(request.id)
+            if not (request_id.isdigit() or request_id[:1] == b'"'):
+                return None
+            result = ready(request.method, request.params)
+        except (msgspec.DecodeError, RecursionError, RpcError):
+            return None
+        if result is None:
+            return None
+        self._observe(request.method, time.perf_counter() - begin, "OK")
+        return b'{"result":%b,"id":%b,"jsonrpc":"2.0"}' % (result, request_id)
 
     async def respond(self, message: str | bytes, call: Call, keep: Keep) -> bytes | None:
         """The answer to one message as JSON, or None where none is due (notifications).

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
+from node.compute import Asker
 from node.p2p.transport import household_of, is_local
 
 LEAST_BYTES = 64 << 10
@@ -28,6 +29,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         household: whose it is: an address, of IPv6 the /64.
+        asker: to whom work is charged that is asked for over it.
         is_local: of this machine or its private network, where many clients may share an address.
         is_cut: it has ended, or is being aborted.
         heard_at: when something last came, in the event loop's time.
@@ -36,6 +38,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, handler: web.RequestHandler, places: Places) -> None:
         self.handler = handler
         self.household = ""
+        self.asker = Asker("", b"")
         self.is_local = True
         self.is_cut = False
         self.heard_at = 0.0
@@ -72,6 +75,7 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         if peer:
             self.household, self.is_local = household_of(peer[0]), is_local(peer[0])
+        self.asker = Asker(self.household, id(self).to_bytes(8))
         self.heard_at = self._loop.time()
         self._was_admitted = self._places.enter(self)
         if self._was_admitted:

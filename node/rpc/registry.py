@@ -56,7 +56,9 @@ Handler = Callable[[N, P], Awaitable[R]]
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[N]):
-    """One row of the table. `handler` takes the context and an instance of `params`."""
+    """One row of the table. `handler` takes the context and an instance of `params`, and so does `ready`, which gives
+    the result as JSON where it has it without waiting. `spelt` are the parameters' names as JSON spells them, and
+    `nothing` are the parameters where none are given (None: some must be)."""
 
     name: str
     handler: Callable[[N, Any], Awaitable[Any]]
@@ -65,6 +67,33 @@ class Method(Generic[N]):
     doc: str
     errors: tuple[ErrorKind, ...]
     decoder: msgspec.json.Decoder[Params]
+    spelt: tuple[bytes, ...]
+    nothing: Params | None
+    ready: Callable[[N, Any], bytes | None] | None = None
+
+    def at_hand(self, context: N, params: Raw) -> bytes | None:
+        """The result as JSON where it is ready and the parameters are beyond doubt; None: `invoke` it. May raise
+        `RpcError` as well, which `invoke` then raises again."""
+        if self.ready is None:
+            return None
+        parsed = self.nothing if is_absent(params) else self._parse_plain(bytes(params))
+        return None if parsed is None else self.ready(context, parsed)
+
+    def _parse_plain(self, text: bytes) -> Params | None:
+        """Parameters in an object without anything that would take a closer look."""
+        if text in (b"{}", b"[]"):
+            return self.nothing
+        if text[:1] == b"[":
+            return self.parse(Raw(text))
+        if text[:1] != b"{" or b"\\" in text:
+            return None
+        for name in self.spelt:
+            if text.count(name) > 1:
+                return None
+        try:
+            return self.decoder.decode(text)
+        except (msgspec.ValidationError, RecursionError):
+            return None  # and `invoke` says why
 
     async def invoke(self, context: N, params: Raw) -> bytes:
         """Decode, call, encode. Raises `RpcError`, and whatever the handler raises."""
@@ -136,7 +165,7 @@ class Table(Generic[N]):
 
     def __getitem__(self, name: str) -> Method[N]:
         """Raises `RpcError` of kind METHOD_NOT_FOUND."""
-        method = self._methods.get(name)
+        method = self.get(name)
         if method is None:
             # Only within a namespace: a guess among all names takes a millisecond, and strangers may ask for many.
             kin = [known for known in self._methods if known.partition("_")[0] == name.partition("_")[0]]
@@ -145,18 +174,29 @@ class Table(Generic[N]):
             raise RpcError(METHOD_NOT_FOUND, fix=f"{hint}`rpc.discover` lists every method.")
         return method
 
+    def get(self, name: str) -> Method[N] | None:
+        """The method of that name, if there is one."""
+        return self._methods.get(name)
+
     @property
     def topics(self) -> Sequence[Topic[Any]]:
         return tuple(self._topics.values())
 
-    def method(self, name: str, *, errors: Sequence[ErrorKind] = ()) -> Callable[[Handler[N, P, R]], Handler[N, P, R]]:
+    def method(
+        self,
+        name: str,
+        *,
+        errors: Sequence[ErrorKind] = (),
+        at_hand: Callable[[N, Any], bytes | None] | None = None,
+    ) -> Callable[[Handler[N, P, R]], Handler[N, P, R]]:
         """Declare an async function as a method; its docstring, types and field descriptions are the documentation.
 
-        `errors` are those that it raises beyond the standard ones.
+        `errors` are those that it raises beyond the standard ones. `at_hand` gives its result as JSON, from the same
+        arguments, where that needs no waiting.
         """
 
         def declare(handler: Handler[N, P, R]) -> Handler[N, P, R]:
-            self._add(_declaration(name, handler, tuple(errors)))
+            self._add(_declaration(name, handler, tuple(errors), at_hand))
             return handler
 
         return declare
@@ -187,7 +227,12 @@ class Table(Generic[N]):
         self._methods[method.name] = method
 
 
-def _declaration(name: str, handler: Callable[[N, P], Awaitable[object]], errors: tuple[ErrorKind, ...]) -> Method[N]:
+def _declaration(
+    name: str,
+    handler: Callable[[N, P], Awaitable[object]],
+    errors: tuple[ErrorKind, ...],
+    ready: Callable[[N, Any], bytes | None] | None,
+) -> Method[N]:
     if not _NAME.fullmatch(name):
         raise TypeError(f"method name {name!r} is not like chain_getBlock")
     doc = inspect.getdoc(handler)
@@ -205,7 +250,10 @@ def _declaration(name: str, handler: Callable[[N, P], Awaitable[object]], errors
         if not _description(field.type):
             raise TypeError(f"parameter {field.name} of {name} has no Meta(description=…)")
     _schemas(name, [*(field.type for field in fields), hints["return"]])
-    return Method(name, handler, params, hints["return"], doc, errors, msgspec.json.Decoder(params))
+    spelt = tuple(f'"{field.encode_name}"'.encode() for field in fields)
+    nothing = None if any(field.required for field in fields) else params()
+    decoder = msgspec.json.Decoder(params)
+    return Method(name, handler, params, hints["return"], doc, errors, decoder, spelt, nothing, ready)
 
 
 def _description(annotation: Any) -> str:

@@ -21,10 +21,10 @@ _SYNCING_BEHIND = 2
 """Headers ahead of the tip from which on a node calls itself syncing; one is a block on its way."""
 
 
-@TABLE.method("chain_info")
+@TABLE.method("chain_info", at_hand=lambda node, _params: node.at_hand.info.get(None))
 async def chain_info(node: Context, _params: NoParams) -> ChainInfo:
     """The network, its tip, and the rules that clients need."""
-    return await node.compute.run(_info, node.chain)
+    return await node.at_hand.info.make(None, node.compute, lambda: _info(node.chain))
 
 
 @TABLE.method("chain_params")
@@ -33,10 +33,20 @@ async def chain_params(node: Context, _params: NoParams) -> ParamsView:
     return ParamsView.of(node.chain.params)
 
 
-@TABLE.method("chain_getHeader", errors=[NOT_FOUND])
+@TABLE.method(
+    "chain_getHeader",
+    errors=[NOT_FOUND],
+    at_hand=lambda node, params: node.at_hand.headers.get((params.id, params.height)),
+)
 async def chain_get_header(node: Context, params: WhichBlock) -> HeaderView:
     """A header, by id or by height; of a block with several proofs, the copy that its child names."""
-    return await node.compute.run(lambda: header_of(node.chain, find(node.chain, params)))
+
+    def view() -> HeaderView:
+        return header_of(node.chain, find(node.chain, params))
+
+    # What is off the main chain may change without a new tip.
+    key = (params.id, params.height)
+    return await node.at_hand.headers.make(key, node.compute, view, lambda header: header.main)
 
 
 @TABLE.method("chain_getBlock", errors=[NOT_FOUND, UNAVAILABLE])

@@ -15,13 +15,17 @@ from node.rpc.registry import Table
 TABLE: Table[Context] = Table()
 
 
-@TABLE.method("state_getAccount")
+@TABLE.method("state_getAccount", at_hand=lambda node, params: node.at_hand.accounts.get(params.address))
 async def state_get_account(node: Context, params: OfAccount) -> AccountView:
     """An account's balance and nonces. An address that was never used is an empty account."""
     address, pool = node.address(params.address), node.door.pool
-    account = await node.read(lambda reader, _tip: state.account(reader, address))
-    pending = await node.compute.run(lambda: (pool.next_nonce(address), len(pool.pending_of(address))))
-    return AccountView(params.address.lower(), account.balance, account.nonce, *pending)
+
+    def view() -> AccountView:
+        account = node.chain.read(lambda reader: state.account(reader, address))
+        pending = len(pool.pending_of(address))
+        return AccountView(params.address.lower(), account.balance, account.nonce, pool.next_nonce(address), pending)
+
+    return await node.at_hand.accounts.make(params.address, node.compute, view)
 
 
 @TABLE.method("state_getProof")

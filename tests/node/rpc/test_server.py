@@ -99,6 +99,13 @@ async def node_work(node: Node, params: Wait) -> int:
     return await node.compute.run(work)
 
 
+@TABLE.method("node_known", at_hand=lambda _node, _params: b'"known"')
+async def node_known(node: Node, _params: NoParams) -> str:
+    """What is at hand."""
+    node.finished += 1
+    return "known"
+
+
 @TABLE.method("node_break")
 async def node_break(_node: Node, _params: NoParams) -> int:
     """Fail."""
@@ -180,6 +187,102 @@ async def raw_exchange(url: URL, text: bytes) -> bytes:
     answer = await reader.read()
     writer.close()
     return answer
+
+
+# --- what is at hand
+
+
+def test_what_is_at_hand_is_answered_without_its_handler_and_counted() -> None:
+    async def body() -> None:
+        async with running() as (harness, browser):
+            status, answer = await browser.post(request("node_known"))
+            assert (status, answer) == (200, {"result": "known", "id": 1, "jsonrpc": "2.0"})
+            assert harness.node.finished == 0
+            assert harness.observed == [("node_known", "OK")]
+            for form in ({"Content_Type": "application/json; charset=utf-8"}, {"Origin": str(browser.url.origin())}):
+                assert (await browser.post(request("node_known"), **form))[1]["result"] == "known"
+            assert harness.node.finished == 2, "these take a closer look"
+            batch = f"[{request('node_known')}]"
+            assert (await browser.post(batch))[1][0]["result"] == "known"
+
+    scenario(body)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Content_Type": "text/plain"}, 415),
+        ({"Content_Encoding": "gzip"}, 415),
+    ],
+)
+def test_what_is_at_hand_has_the_same_door(headers: dict[str, str], status: int) -> None:
+    async def body() -> None:
+        async with running() as (harness, browser):
+            assert (await browser.post(request("node_known"), **headers))[0] == status
+            async with browser.session.post(browser.url / "elsewhere", data=request("node_known")) as response:
+                assert response.status == 404
+            assert harness.observed == []
+
+    scenario(body)
+
+
+@pytest.mark.parametrize(
+    ("version", "extra", "ends"),
+    [("1.1", "", False), ("1.1", "Connection: close\r\n", True), ("1.0", "", True)],
+)
+def test_a_connection_lasts_as_long_as_the_client_wants(version: str, extra: str, ends: bool) -> None:
+    async def body() -> None:
+        async with running() as (_, browser):
+            reader, writer = await asyncio.open_connection(browser.url.host, browser.url.port)
+            content = request("node_known")
+            head = f"POST / HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\n{extra}"
+            for turn in range(1 if ends else 3):
+                writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())
+                answer = await reader.readuntil(b"\r\n\r\n")
+                assert answer.startswith(b"HTTP/1."), turn
+                assert b"Date: " in answer
+                size = int(answer.partition(b"Content-Length: ")[2].partition(b"\r")[0])
+                assert json.loads(await reader.readexactly(size))["result"] == "known"
+            if ends:
+                assert await reader.read() == b""
+            writer.close()
+
+    scenario(body)
+
+
+def test_many_requests_in_one_piece_are_answered_in_order() -> None:
+    async def body() -> None:
+        async with running() as (_, browser):
+            reader, writer = await asyncio.open_connection(browser.url.host, browser.url.port)
+            for number in range(20):
+                content = request("node_known" if number % 3 else "math_add", *([] if number % 3 else [1, number]))
+                content = content.replace('"id": 1', f'"id": {number}')
+                head = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())
+            for number in range(20):
+                answer = await reader.readuntil(b"\r\n\r\n")
+                size = int(answer.partition(b"Content-Length: ")[2].partition(b"\r")[0])
+                found = json.loads(await reader.readexactly(size))
+                assert (found["id"], found["result"]) == (number, "known" if number % 3 else 1 + number)
+            writer.close()
+
+    scenario(body)
+
+
+def test_who_has_had_its_share_waits_for_what_is_at_hand_too() -> None:
+    async def body() -> None:
+        shares = Shares(InlineCompute(), share=0.002, burst_s=0.0001)
+        async with running(shares) as (harness, browser):
+            await browser.post(request("node_known"))
+            assert harness.node.finished == 0
+            started = time.monotonic()
+            await browser.post(request("node_known"))
+            assert time.monotonic() - started > 0.05
+            assert harness.node.finished == 1
+
+    scenario(body)
 
 
 # --- calls
@@ -272,6 +375,7 @@ def test_discover_describes_the_servers_own_methods_too() -> None:
                 "node_wait",
                 "node_tell",
                 "node_work",
+                "node_known",
                 "node_break",
             ]
             assert names == [method.name for method in every_method(TABLE)]

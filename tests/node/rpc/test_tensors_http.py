@@ -54,7 +54,7 @@ class Site:
 async def running() -> AsyncIterator[Site]:
     world = World()
     base, compute = world.context, ThreadCompute(2)
-    context = Context(base.chain, base.door, base.desk, base.host, compute)
+    context = Context.of(base.chain, base.door, base.desk, base.host, compute)
     probes = Probes(lambda: Readiness(True), lambda: Readiness(True), lambda: b"")
     routes = TensorRoutes(context).routes
     config = RpcConfig(shutdown_seconds=0.2)

@@ -67,7 +67,7 @@ class World:
         )
         self.host = FakeHost()
         desk = WorkDesk(self.intake, producer, compute, lambda: self.now_ms)
-        self.context = Context(self.chain, self.intake, desk, self.host, compute)
+        self.context = Context.of(self.chain, self.intake, desk, self.host, compute)
 
     def _fatal(self, error: StorageError) -> None:
         raise AssertionError(error)
@@ -95,9 +95,12 @@ class World:
         return self.context.text(key.address)
 
     async def ask(self, method: str, **params: object) -> Any:
-        """The decoded result of a call."""
+        """The decoded result of a call. What is at hand must be what a fresh answer says."""
         raw = Raw(msgspec.json.encode(params))
-        return msgspec.json.decode(await TABLE[method].invoke(self.context, raw))
+        at_hand = TABLE[method].at_hand(self.context, raw)
+        answer = await TABLE[method].invoke(self.context, raw)
+        assert at_hand in (None, answer)
+        return msgspec.json.decode(answer)
 
     def call(self, method: str, **params: object) -> Any:
         """`ask`, from outside a loop."""
