@@ -11,7 +11,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-SCRIPTS = ("work", "freivalds", "imports", "dearest", "nodes")
+SCRIPTS = ("work", "freivalds", "imports", "dearest", "nodes", "reads")
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """RPC reads against the library that serves them: the same client at a node and at a bare aiohttp handler, in turns.
 
-The bare server answers a constant of the size of `chain_info` to every post. The client speaks just enough HTTP to
-count answers, so that it is the servers that are measured. The node does not mine, but for the last rows.
+The bare server answers a post with a constant of the size that the node's answer has. The client speaks just enough
+HTTP to count answers, so that it is the servers that are measured. The node does not mine, but for the last rows.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ _BARE = """
 import sys
 from aiohttp import web
 
-async def answer(request):
-    await request.read()
-    return web.Response(body=BODY, content_type="application/json")
+def handler(size):
+    body = b"x" * size
+    async def answer(request):
+        await request.read()
+        return web.Response(body=body, content_type="application/json")
+    return answer
 
-BODY = b'x' * int(sys.argv[2])
 app = web.Application()
-app.router.add_post("/", answer)
+for size in map(int, sys.argv[2:]):
+    app.router.add_post(f"/{size}", handler(size))
 web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, access_log=None)
 """
 
@@ -96,9 +99,9 @@ def run() -> list[Row]:
         store_chain(builder, directory)
         flags = ("--network", "regtest", "--p2p-port", "0")
         with node_process(directory, *flags, "--no-mine") as (url, _):
-            size = len(json.dumps(call(url, "chain_info")))
-            with _bare_server(size) as bare:
-                rows = [row for clients in (1, CLIENTS) for row in _against(url, bare, methods, clients)]
+            sizes = {name: len(json.dumps(call(url, name, **params))) for name, params in methods.items()}
+            with _bare_server(sizes) as bare:
+                rows = [row for clients in (1, CLIENTS) for row in _against(url, bare, sizes, methods, clients)]
         threads = ("--mine", "--mine-threads", str(os.cpu_count() or 1), "--idle-duty", "1.0")
         with node_process(directory, *flags, *threads) as (url, _):
             time.sleep(3)  # the target leaves its easiest, so that blocks come at a devnet's pace
@@ -108,10 +111,14 @@ def run() -> list[Row]:
 measure = run
 
 
-def _against(url: str, bare: str, methods: dict[str, dict[str, object]], clients: int) -> Iterator[Row]:
+def _against(
+    url: str, bare: str, sizes: dict[str, int], methods: dict[str, dict[str, object]], clients: int
+) -> Iterator[Row]:
     """The node's rate ÷ the bare server's, for each method; all of them take turns."""
-    requests = {name: (url, _post(url, name, params)) for name, params in methods.items()}
-    requests["bare"] = (bare, _post(bare, "constant", {}))
+    requests = {}
+    for name, params in methods.items():
+        requests[name] = url, _post(url, name, params)
+        requests[f"bare {name}"] = bare, _post(bare, name, params, f"/{sizes[name]}")
     rates: dict[str, list[float]] = {name: [] for name in requests}
     for turn in range(TURNS + 1):
         for name, (target, request) in requests.items():
@@ -121,8 +128,9 @@ def _against(url: str, bare: str, methods: dict[str, dict[str, object]], clients
     median = {name: statistics.median(values) for name, values in rates.items()}
     of = "1 connection" if clients == 1 else f"{clients} connections"
     for name in methods:
-        note = f"{median[name]:,.0f} calls/s, bare {median['bare']:,.0f}"
-        yield Row(f"{name} ÷ a bare aiohttp handler, {of}", median[name] / median["bare"], "×", 0.85, note)
+        bare_rate = median[f"bare {name}"]
+        note = f"{median[name]:,.0f} calls/s, bare {bare_rate:,.0f}"
+        yield Row(f"{name} ÷ a bare aiohttp handler, {of}", median[name] / bare_rate, "×", 0.85, note)
 
 
 def _while_mining(url: str, methods: dict[str, dict[str, object]]) -> list[Row]:
@@ -153,22 +161,22 @@ async def _hammer(url: str, request: bytes, clients: int, seconds: float) -> lis
     return [taken for connection in connections for taken in connection.times]
 
 
-def _post(url: str, method: str, params: dict[str, object]) -> bytes:
+def _post(url: str, method: str, params: dict[str, object], path: str = "/") -> bytes:
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
-    head = ("POST / HTTP/1.1", f"Host: {url.removeprefix('http://')}", "Content-Type: application/json")
+    head = (f"POST {path} HTTP/1.1", f"Host: {url.removeprefix('http://')}", "Content-Type: application/json")
     return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 @contextmanager
-def _bare_server(size: int) -> Iterator[str]:
+def _bare_server(sizes: dict[str, int]) -> Iterator[str]:
     """What aiohttp makes of posts without anything of ours."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-c", _BARE, str(port), str(size)])
+    process = subprocess.Popen([sys.executable, "-c", _BARE, str(port), *map(str, set(sizes.values()))])
     try:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 20
         while True:
             try:
-                asyncio.run(_hammer(url, _post(url, "constant", {}), 1, 0.01))
+                asyncio.run(_hammer(url, _post(url, "", {}, f"/{next(iter(sizes.values()))}"), 1, 0.01))
                 break
             except OSError:
                 assert time.monotonic() < deadline, "the bare server does not answer"
