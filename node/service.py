@@ -287,6 +287,6 @@ class Node:
 def _warm_kernels() -> None:
     """Nobody waits for a compiler later: this takes under a second from numba's cache, eleven without it."""
     started = time.perf_counter()
-    work.warm()
-    freivalds.warm()
+    for fault in filter(None, (work.warm(), freivalds.warm())):
+        logger.error("KERNELS NOT USED: this machine computes slowly from now on, and rightly", extra={"fault": fault})
     logger.info("kernels are warm", extra={"seconds": round(time.perf_counter() - started, 2)})

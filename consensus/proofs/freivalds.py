@@ -30,8 +30,9 @@ import numpy as np
 import numpy.typing as npt
 
 from consensus.crypto import stream
-from consensus.shape import MAX_DIMENSION, NOISED_BOUND, OPERAND_BOUND
-from consensus.work.features import has_kernels
+from consensus.shape import MAX_DIMENSION, NOISED_BOUND, OPERAND_BOUND, Shape
+from consensus.work.features import distrust, has_kernels, kernel_fault
+from consensus.work.selfcheck import operands
 
 CHALLENGE_COLUMNS = 2
 CHALLENGE_LIMIT = 2**29
@@ -40,6 +41,7 @@ CHALLENGE_LIMIT = 2**29
 _KERNEL_STEP = 16
 _KERNEL_REACH = 2**18 - 8
 _BAND = 64
+_CHECKED_SHAPE = Shape(128, 192, 64)
 
 Challenge = npt.NDArray[np.int64]
 
@@ -82,10 +84,35 @@ def fresh_challenge(n: int) -> Challenge:
     return (words >> 2).astype(np.int64) - CHALLENGE_LIMIT
 
 
-def warm() -> None:
-    """Compile the kernel or load it from numba's cache."""
-    zeros = np.zeros((_BAND, _BAND), np.int8)
-    assert verify(zeros, zeros, zeros.astype(np.int32))
+def warm() -> str:
+    """Compile the kernel or load it from numba's cache, and see that its verdicts are those of the definition.
+
+    Returns what is wrong, in words, or "". Where something is, no kernel is used from then on, in all of this process.
+    """
+    if not has_kernels():
+        return kernel_fault()
+    try:
+        fault = _fault()
+    except Exception as error:  # of a compiler or a processor: anything
+        fault = f"{type(error).__name__}: {error}"
+    if fault:
+        distrust(fault)
+    return fault
+
+
+def _fault() -> str:
+    """The first verdict of the kernel that is wrong: on true products, and on those wrong in one entry."""
+    for name, a, b in operands(_CHECKED_SHAPE):
+        product = a.astype(np.int32) @ b.astype(np.int32)
+        challenge = fresh_challenge(b.shape[1])
+        if not _verify_fast(a, b, product, OPERAND_BOUND, challenge):
+            return f"Freivalds' check refuses a true product of {name} operands"
+        for row, column, change in ((0, 0, 1), (-1, -1, -1), (17, 33, 2**20)):
+            wrong = product.copy()
+            wrong[row, column] += change
+            if _verify_fast(a, b, wrong, OPERAND_BOUND, challenge):
+                return f"Freivalds' check takes a false product of {name} operands for true"
+    return ""
 
 
 def _is_matrix(value: Any, dtype: type[np.generic]) -> bool:

@@ -1,7 +1,7 @@
 """The work function's entry points: input is checked, then the fastest implementation for this machine does the rest.
 
-The implementation is chosen once: the AVX2 kernels where the processor has it, else float32 BLAS. Both give the same
-bits. `TILEWORK_KERNEL=portable` in the environment forces the latter.
+That is the AVX2 kernels where the processor has it, unless `warm` finds one of them at fault, else float32 BLAS. Both
+give the same bits. `TILEWORK_KERNEL=portable` in the environment forces the latter.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import numpy as np
 
 from consensus.shape import TILE_SIDE, Shape
 from consensus.work import portable
-from consensus.work.features import has_kernels
+from consensus.work.features import distrust, has_kernels, kernel_fault
 from consensus.work.noise import strip_noise
+from consensus.work.selfcheck import fault_of
 from consensus.work.unit import (
     Evaluation,
     Int8,
@@ -125,12 +126,22 @@ def strip_state(seed: bytes, a_strip: Int8, b_strip: Int8, m: int, n: int, i: in
     return _implementation().strip_state(seed, a_strip, b_strip, left, right)
 
 
-def warm() -> None:
-    """Compile every kernel, or load it from numba's cache: a few seconds the first time, well under one after that."""
-    seed, zeros, ones = bytes(32), np.zeros((TILE_SIDE, TILE_SIDE), np.int8), np.ones((TILE_SIDE, TILE_SIDE), np.int8)
-    evaluate(seed, ones, ones)
-    evaluate(seed, zeros, zeros)
-    multiply(ones, ones)
+def warm() -> str:
+    """Compile every kernel, or load it from numba's cache (a few seconds the first time, well under one after that),
+    and see that each computes what the reference does.
+
+    Returns what is wrong, in words, or "". Where something is, the portable path is used from then on, in all of this
+    process; whoever calls says so, loudly.
+    """
+    if not has_kernels():
+        return kernel_fault()
+    try:
+        fault = fault_of(_implementation())
+    except Exception as error:  # of a compiler or a processor: anything
+        fault = f"{type(error).__name__}: {error}"
+    if fault:
+        distrust(fault)
+    return fault
 
 
 def _checked(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
@@ -140,11 +151,14 @@ def _checked(seed: bytes, a: Int8, b: Int8) -> tuple[Int8, Int8]:
     return a, b
 
 
-@cache
 def _implementation() -> Implementation:
-    """The fastest that runs here. Loaded late: numba and the cached kernels take half a second."""
-    if not has_kernels():
-        return portable
+    """The fastest that runs here."""
+    return _kernels() if has_kernels() else portable
+
+
+@cache
+def _kernels() -> Implementation:
+    """Loaded late: numba and the cached kernels take half a second."""
     from consensus.work import fast
 
     return fast

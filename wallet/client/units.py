@@ -176,7 +176,8 @@ class OutsideMiner:
         try:
             async with self._gateway:
                 network = await self._gateway.network()
-                await bench.run(work.warm)
+                if fault := await bench.run(work.warm):
+                    self._tell(f"KERNELS NOT USED: this machine computes slowly, and rightly: {fault}")
                 source = RemoteUnits(self._gateway, network, self._key, self._tell)
                 duty = usual_duty(network.params.network) if self._idle_duty is None else self._idle_duty
                 loop = MiningLoop(source, bench=bench, rng=random.Random(), threads=self._threads, idle_duty=duty)
