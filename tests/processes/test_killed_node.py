@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -31,10 +30,6 @@ STEPS = (
     "wait before -",
 )
 QUICK = "call after tx_send"
-
-
-def steps() -> list[Any]:
-    return [pytest.param(step, marks=[] if step == QUICK else pytest.mark.long) for step in STEPS]
 
 
 @contextlib.contextmanager
@@ -66,7 +61,7 @@ def killed_at(node: RealNode, shell: Shell, step: str, *arguments: object) -> tu
     return command.returncode, out, err
 
 
-@pytest.mark.parametrize("step", steps())
+@pytest.mark.parametrize("step", [pytest.param(s, marks=[] if s == QUICK else pytest.mark.long) for s in STEPS])
 def test_a_payment_survives_the_node_at_every_step(tmp_path: Path, step: str) -> None:
     to = encode_address(key_of("payee").address, "tdev")
     with one_node(tmp_path) as (node, shell):
@@ -84,7 +79,8 @@ def test_a_payment_survives_the_node_at_every_step(tmp_path: Path, step: str) ->
         assert node.call("state_getAccount", address=to)["balance"] == TILE
 
 
-@pytest.mark.parametrize("step", steps())
+@pytest.mark.long
+@pytest.mark.parametrize("step", STEPS)
 def test_a_job_survives_the_node_at_every_step(tmp_path: Path, step: str) -> None:
     rng = np.random.default_rng(3)
     x, w = rng.integers(-63, 64, (128, 64)), rng.integers(-63, 64, (64, 64))

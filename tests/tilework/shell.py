@@ -93,6 +93,8 @@ from wallet.client.gateway import Gateway
 # Tests cannot wait as long as people do.
 patience = float(os.environ["PATIENCE_S"])
 Gateway.__init__.__kwdefaults__.update(patience_seconds=patience, timeout_seconds=min(patience, 5.0) / 1.5)
+from wallet.client.client import Client
+Client.__init__.__kwdefaults__.update(patience_seconds=patience)
 
 def act():
     if os.environ["DIE_AT"]:

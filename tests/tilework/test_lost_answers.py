@@ -21,7 +21,13 @@ from wallet.client.gateway import Gateway
 
 BOB_TEXT = encode_address(BOB.address, "tdev")
 
-MANGLINGS = ("drop", "garble", "gateway", "withhold")
+
+def quick(*cases: str, of: tuple[str, ...]) -> list[Any]:
+    """All of the cases, of which only some are for every run: each starts several processes."""
+    return [pytest.param(case, marks=[] if case in cases else pytest.mark.long) for case in of]
+
+
+MANGLINGS = quick("drop", of=("drop", "garble", "gateway", "withhold"))
 
 
 @pytest.fixture
@@ -174,7 +180,7 @@ STEPS = (
 )
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", quick("note after -", "call after tx_send", of=STEPS))
 def test_a_payment_survives_kill_9_at_every_step(shell: Shell, network: Running, step: str) -> None:
     to = payee(f"killed {step}"[:32])
     status, out, err = shell.run("wallet", "send", to, "1", "--yes", "--wait", 2, die_at=step)
@@ -196,7 +202,7 @@ def test_a_payment_survives_kill_9_at_every_step(shell: Shell, network: Running,
     assert received(network, to) == TILE
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if "tx_get" not in step])
+@pytest.mark.parametrize("step", quick("note after -", of=STEPS[:-1]))
 def test_a_job_survives_kill_9_at_every_step(shell: Shell, step: str) -> None:
     rng = np.random.default_rng(1)
     x, w = rng.integers(-63, 64, (128, 64)), rng.integers(-63, 64, (64, 64))

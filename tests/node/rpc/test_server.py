@@ -273,7 +273,7 @@ def test_many_requests_in_one_piece_are_answered_in_order() -> None:
 
 def test_who_has_had_its_share_waits_for_what_is_at_hand_too() -> None:
     async def body() -> None:
-        shares = Shares(InlineCompute(), share=0.002, burst_s=0.0001)
+        shares = Shares(InlineCompute(), share=0.001, burst_s=0.00001)
         async with running(shares) as (harness, browser):
             await browser.post(request("node_known"))
             assert harness.node.finished == 0

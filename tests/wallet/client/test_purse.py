@@ -34,7 +34,7 @@ class FakeGateway:
             raise RpcError(-32002, errors.REJECTED.name, "too far ahead", fix, self._reason, self.nonce)
 
     @asynccontextmanager
-    async def heads(self) -> AsyncIterator[FakeGateway]:
+    async def heads(self, _tell: object) -> AsyncIterator[FakeGateway]:
         yield self
 
     async def wait(self, seconds: float) -> None:
