@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS signed (
     made_ms INTEGER NOT NULL,
     fate TEXT NOT NULL,
     seen_height INTEGER
-) STRICT
+)
 """
 _COLUMNS = "txid, genesis, account, nonce, raw, kind, what, resume, made_ms, fate, seen_height"
 _INSERT = (
