@@ -111,6 +111,7 @@ def test_a_payment_that_never_arrived_is_shown_blocks_the_next_and_is_paid_once(
     assert received(network, to) == 2 * TILE
 
 
+@pytest.mark.long
 def test_a_payment_that_never_arrived_can_be_made_void(shell: Shell, network: Running, liar: LyingNode) -> None:
     liar.mangled["tx_send"] = "lose"
     to = payee("void")
@@ -127,6 +128,7 @@ def test_a_payment_that_never_arrived_can_be_made_void(shell: Shell, network: Ru
     assert received(network, to) == 0
 
 
+@pytest.mark.long
 def test_a_node_that_dies_while_a_block_is_waited_for(shell: Shell, network: Running, liar: LyingNode) -> None:
     liar.goes_down_after = "tx_send"
     to = payee("died")
@@ -148,6 +150,7 @@ def test_a_false_refusal_is_not_believed_where_the_node_has_it(shell: Shell, net
     assert received(network, to) == TILE
 
 
+@pytest.mark.long
 def test_another_id_than_the_one_sent_is_not_believed(shell: Shell, network: Running, liar: LyingNode) -> None:
     liar.changes["tx_send"] = lambda _params, _result: {"txid": "ab" * 32}
     to = payee("another id")
@@ -293,6 +296,7 @@ def test_what_waits_is_bumped_and_cancelled(still: Shell) -> None:
     assert "s ago as much was paid to it" in still.run("wallet", "send", BOB_TEXT, "2", "--yes", "--dry-run")[1]
 
 
+@pytest.mark.long
 def test_a_tip_and_a_nonce_are_taken_as_they_are_given(still: Shell) -> None:
     plan = still.ok("wallet", "send", BOB_TEXT, "1", "--tip", 7, "--nonce", 5, "--dry-run")
     assert plan["nonce"] == 5
@@ -304,6 +308,7 @@ def test_a_tip_and_a_nonce_are_taken_as_they_are_given(still: Shell) -> None:
     assert {one["txid"]: one["state"] for one in still.waiting()}[other["txid"]] == "pending"
 
 
+@pytest.mark.long
 def test_ids_that_are_none_and_transactions_that_nobody_knows(still: Shell) -> None:
     for command in (("resend",), ("bump", "--yes"), ("cancel", "--yes")):
         status, error = still.refused("wallet", command[0], "xyz", *command[1:])
