@@ -98,7 +98,12 @@ def run(file: Path | None, **flags: object) -> int:
     use the node, so it listens on this machine alone unless told otherwise.
     """
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    return _run(load(given, os.environ, file))
+    config = load(given, os.environ, file)
+    idle = [setting.flag for setting in SETTINGS if setting.section == "mining" and setting.key in given]
+    if idle and not config.mining.enabled and "mining_enabled" not in given:
+        message = f"{', '.join(idle)} is for a node that mines, and this one would not"
+        raise CliError("config", message, "give --mine, too, or leave it out", ExitCode.USAGE)
+    return _run(config)
 
 
 @node.command("init-config")

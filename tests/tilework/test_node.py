@@ -255,6 +255,11 @@ def test_a_worker_registers_and_retires(tmp_path: Path) -> None:
         assert stop(process, signal.SIGINT)[0] == 0
 
 
+def test_options_for_mining_are_refused_where_nothing_is_mined() -> None:
+    for option in (("--price", "1.0x"), ("--idle-duty", "0.5"), ("--mine-threads", "2"), ("--payout-above", "7")):
+        assert option[0] in fails(2, "config", "node", "run", *option)
+
+
 def test_a_price_that_is_none_is_refused_as_a_setting() -> None:
     assert "--price = '1y'" in fails(2, "config", "node", "run", "--price", "1y")
     assert "--price TEXT" in run("node", "run", "--help").output
